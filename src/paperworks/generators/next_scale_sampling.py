@@ -42,7 +42,7 @@ class Edit:
 @dataclass(frozen=True)
 class Sampled:
     indices: list[Tensor]
-    """int64 [B, n] per scale: the tokens drawn, or the heaviest ones when smoothing (with `edit`: before kept ones replace them)"""
+    """int64 [B, n] per scale: the tokens drawn (smoothing: the heaviest ones; editing: before kept ones replace them)"""
     features: Tensor
     """accumulated feature map [B, C, side, side] of the last scale"""
 

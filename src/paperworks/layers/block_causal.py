@@ -13,6 +13,11 @@ SLICED_FROM = 256
 masked half and allocates nothing of size L x L. Below, the calls' own overhead dominates."""
 
 
+SHORT = 64
+"""Up to this length a CPU is faster with two plain batched products: its fused kernel works in tiles longer than the
+sequence (measured at 30 tokens in bfloat16, forward and backward: 2.4 times)."""
+
+
 def block_ends(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """(begin, end) of each block."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
@@ -29,6 +34,8 @@ def block_causal_attention(
     query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[int], scale: float, mask: Tensor
 ) -> Tensor:
     """Attention over [rows, heads, L, dim] with sum(sizes) == L; `mask` is `block_causal_mask(sizes)`."""
+    if query.shape[2] <= SHORT and query.device.type == "cpu":
+        return _plain_attention(query, key, value, mask, scale)
     if query.shape[2] < SLICED_FROM:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     parts = [
@@ -36,3 +43,9 @@ def block_causal_attention(
         for begin, end in block_ends(sizes)
     ]
     return torch.cat(parts, dim=2)
+
+
+def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    scores = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).float() * scale
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype)
+    return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
