@@ -82,8 +82,8 @@ def compare(ours: Work, peer: Work, rounds: int = 15, warmup: int = 2, least: fl
     gc.disable()
     try:
         for number in range(rounds):
-            for side in (0, 1) if number % 2 == 0 else (1, 0):
-                times[side].append(seconds(sides[side], repeats[side]))
+            for which in (0, 1) if number % 2 == 0 else (1, 0):
+                times[which].append(seconds(sides[which], repeats[which]))
     finally:
         if collected:
             gc.enable()
