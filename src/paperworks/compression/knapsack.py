@@ -148,7 +148,7 @@ def front(
     lower: Sequence[int] | None = None,
     cells: int = 10_000,
 ) -> Front:
-    """Every budget from the cheapest choices to the dearest, in at most `cells` steps (exact when units fit, else rounded up)."""
+    """Every budget from the cheapest choices to the dearest, in at most `cells` steps (costs rounded up where needed)."""
     problem = _prepare(distortions, costs, lower)
     span = sum(int(layer.cost.max()) for layer in problem.layers)
     steps = min(cells, span)
