@@ -62,7 +62,7 @@ def prunable_layers(model: nn.Module, skip: Sequence[str] = ()) -> list[Prunable
 
 def effective_weight(model: nn.Module, layer: PrunableLayer) -> Tensor:
     """The weight as the network uses it (zeros where masked), without gradient."""
-    return model.get_submodule(layer.owners[0]).weight.detach()  # type: ignore[union-attr, operator, return-value]
+    return model.get_submodule(layer.owners[0]).weight.detach()  # type: ignore[operator]
 
 
 class Mask(nn.Module):
