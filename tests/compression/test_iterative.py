@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 
 import pytest
@@ -68,7 +68,7 @@ def test_reaches_the_target_in_steps_and_never_grows_back(tmp_path):
     objective, done = run(tmp_path)
     assert [i.target for i in done] == pytest.approx([0.5, 0.75, 0.8])
     assert all(i.sparsity >= i.target - 1e-9 for i in done) and sparsity(objective.net) >= 0.8
-    for before, after in zip(done, done[1:]):
+    for before, after in itertools.pairwise(done):
         assert all(after.ratios[name] >= before.ratios[name] for name in before.ratios)
     assert done[-1].tuned["accuracy"] > 0.9
     assert done[0].joint > 0 and done[0].predicted > 0 and 0 < done[-1].flops_left < done[0].flops_left < 1
@@ -87,14 +87,12 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, monkeypatch, moment):
         calls["n"] += 1
         if calls["n"] == 2:
             if moment == "while fine-tuning":
-                short = copy.copy(training)
-                object.__setattr__(short, "steps", training.steps)
-                kwargs["batch_transform"] = lambda batch, generator: _stop_at(batch, calls)
-                real_fit(objective, data, short, folder, **kwargs)
+                kwargs["batch_transform"] = lambda batch, generator: stop_at(batch, calls)
+                real_fit(objective, data, training, folder, **kwargs)
             raise KeyboardInterrupt
         return real_fit(objective, data, training, folder, **kwargs)
 
-    def _stop_at(batch, counter):
+    def stop_at(batch, counter):
         counter["batches"] = counter.get("batches", 0) + 1
         if counter["batches"] > 6:
             raise KeyboardInterrupt
