@@ -62,6 +62,8 @@ class TrainConfig:
     """largest gradient norm per phase"""
     ema: float | None = None
     """decay of the exponential moving average of all weights; None for none"""
+    ema_warmup: bool = True
+    """use min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average forgets the initial weights"""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """"auto": bf16 autocast where the processor computes in it, else float32"""
     channels_last: bool = False

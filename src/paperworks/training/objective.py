@@ -5,13 +5,14 @@ A method never owns a loop. It says which modules it trains, what their loss on 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from paperworks.training.seeds import mixed_seed
 
 Batch = dict[str, Any]
 """A collated batch: tensors by name, first dimension the samples. `image` is float NCHW in [0, 1], `label` is int64."""
@@ -49,6 +50,9 @@ class Phase:
     start: int = 0
     """first step of this phase (a discriminator's warm-up)"""
 
+    def has_turn(self, step: int) -> bool:
+        return step >= self.start and step % self.every == 0
+
 
 @dataclass
 class Context:
@@ -68,12 +72,8 @@ class Context:
     def rng(self, name: str) -> torch.Generator:
         """A generator for one purpose in this micro-batch, a pure function of (seed, name, step, micro-batch, rank):
         resuming or evaluating in between never shifts the draws."""
-        words = (self.seed, zlib.crc32(name.encode()), self.step, self.micro, self.rank)
-        mixed = 0
-        for word in words:  # splitmix64-style mixing: neighbouring steps get unrelated seeds
-            mixed = (mixed ^ (word & 0xFFFFFFFFFFFFFFFF)) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-            mixed ^= mixed >> 29
-        return torch.Generator(device=self.device).manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
+        seed = mixed_seed(self.seed, name, self.step, self.micro, self.rank)
+        return torch.Generator(device=self.device).manual_seed(seed)
 
 
 Schedule = Callable[[int, int], float]
@@ -84,29 +84,43 @@ class Objective(nn.Module):
     """Owns every module that is trained or frozen for one method. Subclasses assign modules in `__init__` and write `loss`."""
 
     needs: Mapping[str, str] = {"image": "float NCHW in [0, 1]"}
-    """batch keys and what they must be; checked against the first batch before step 0"""
+    """batch keys and what they must be; checked against the first batch before step 0. The words "float", "int64", "uint8",
+    "bool", "NCHW" and a shape such as "[B, L]" (number of dimensions) are checked too; the rest is for the reader"""
+    needs_full_batch: bool = False
+    """the loss compares samples of the whole batch: derive from `two_pass.TwoPass`, which makes accumulation exact"""
 
     def phases(self) -> Sequence[Phase]:
         return (Phase(),)
 
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        """The loss of a micro-batch in a phase. Pure: no optimiser, no device calls, no host synchronisation."""
+        """The loss of a micro-batch in a phase. Pure: no optimiser, no device calls, no host synchronisation. Parameters
+        the loss does not reach are left as they are. Random draws come from `ctx.rng(...)`."""
         raise NotImplementedError
 
     def after_step(self, ctx: Context) -> None:
-        """After all phases of a step (EMA teachers, code-book upkeep, clamps, masks)."""
+        """After all phases of a step (EMA teachers, code-book upkeep, clamps, masks); also after a skipped update.
+        What it changes must live in parameters, persistent buffers or `extra_state`, or a resumed run forgets it."""
 
     def schedules(self) -> dict[str, Schedule]:
         """Scalars that change over training; read back as `ctx.values[name]`."""
         return {}
 
     def extra_state(self) -> dict[str, Any]:
-        """State outside `state_dict()` that a resumed run needs (queues, counters)."""
+        """State outside `state_dict()` that a resumed run needs (queues, counters): tensors, numbers, texts and
+        lists, tuples or dicts of them, so that it loads without running any code from the file."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if state:
             raise ValueError(f"{type(self).__name__} saved no extra state but was given {sorted(state)}")
 
-    def forward(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        return self.loss(batch, phase, ctx)
+    def compiled_modules(self) -> Sequence[nn.Module]:
+        """The modules whose forward `TrainConfig.compile` compiles: by default every child that is called as a module."""
+        return list(self.children())
+
+    def forward(self, batch: Batch, phase: str, ctx: Context) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
+        """`loss` as a plain tuple: what DDP and fully_shard hook into."""
+        losses = self.loss(batch, phase, ctx)
+        if not isinstance(losses, Losses):
+            raise TypeError(f"{type(self).__name__}.loss must return Losses, not {type(losses).__name__}")
+        return losses.total, losses.count, losses.logs
