@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from paperworks.errors import InputError
+from paperworks.errors import InputError, nearest
 
 T = TypeVar("T")
 
@@ -32,25 +31,60 @@ def from_plain(kind: type[T], plain: Any) -> T:
 
 
 def override(config: T, assignments: Iterable[str]) -> T:
-    """`override(config, ["model.dim=256", "scales=[1,2,4]"])`: values are JSON where they parse as such, else text."""
-    plain = to_plain(config)
+    """`override(config, ["model.dim=256", "scales=[1,2,4]"])`: values are JSON where they parse as such, else text.
+
+    A field that holds text takes a JSON-like value as text when nothing else fits: `data=2024` names a folder.
+    """
+    assignments = list(assignments)
+    try:
+        return from_plain(type(config), _assign(to_plain(config), assignments, _json_or_text))
+    except InputError as error:
+        text_kept = _assign(
+            to_plain(config), assignments, lambda text, old: text if type(old) is str else _json_or_text(text, old)
+        )
+        try:
+            return from_plain(type(config), text_kept)
+        except InputError:
+            raise error from None
+
+
+def first_difference(there: Any, here: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Where two plain trees first differ: (path of the field, its value there, its value here); None when they are equal.
+    A field that one side lacks counts as None there."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys([*here, *there]):
+            found = first_difference(there.get(name), here.get(name), f"{path}.{name}" if path else name)
+            if found:
+                return found
+        return None
+    # compared as text too, so that NaN equals NaN
+    return None if there == here or json.dumps(there) == json.dumps(here) else (path, there, here)
+
+
+def _assign(plain: Any, assignments: list[str], value: Callable[[str, Any], Any]) -> Any:
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise InputError(f"--set {assignment}: write it as path.to.field=value")
-        *parents, last = path.strip().split(".")
+        names = path.strip().split(".")
         target = plain
-        for depth, name in enumerate([*parents, last]):
-            if not isinstance(target, dict) or name not in target:
-                known = list(target) if isinstance(target, dict) else []
-                raise InputError(f"no field {'.'.join([*parents, last][: depth + 1])!r}{_nearest(name, known)}")
-            if depth < len(parents):
+        for depth, name in enumerate(names, 1):
+            known = list(target) if isinstance(target, dict) else []
+            if name not in known:
+                raise InputError(
+                    f"no field {'.'.join(names[:depth])!r}{nearest(name, known, '' if known else 'nothing lies below it')}"
+                )
+            if depth < len(names):
                 target = target[name]
-        try:
-            target[last] = json.loads(text)
-        except json.JSONDecodeError:
-            target[last] = text
-    return from_plain(type(config), plain)
+        target[names[-1]] = value(text, target[names[-1]])
+    return plain
+
+
+def _json_or_text(text: str, old: Any) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _reject_unknown(kind: Any, plain: Any, path: str = "") -> None:
@@ -60,12 +94,5 @@ def _reject_unknown(kind: Any, plain: Any, path: str = "") -> None:
     hints = get_type_hints(kind)
     for name, value in plain.items():
         if name not in fields:
-            raise InputError(f"no field {path + name!r}{_nearest(name, list(fields))}")
+            raise InputError(f"no field {path + name!r}{nearest(name, fields)}")
         _reject_unknown(hints[name], value, f"{path}{name}.")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(known)}" if known else "; nothing lies below it"

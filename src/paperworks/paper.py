@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from paperworks.config import from_plain, override, to_plain
-from paperworks.errors import InputError
+from pydantic_core import to_jsonable_python
+
+from paperworks.config import first_difference, from_plain, override, to_plain
+from paperworks.errors import InputError, nearest
 
 VerbName = Literal["sample", "predict", "evaluate", "export"]
 Kind = Literal["exact", "capability", "direction", "cluster"]
@@ -75,13 +78,16 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, *, slug: str, recipe: str, arguments: Mapping[str, Any], config: Any, command: str) -> Run:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot hold a run: {error.strerror or error}") from None
         run = cls(
             folder,
             {
                 "slug": slug,
                 "recipe": recipe,
-                "arguments": dict(arguments),
+                "arguments": to_jsonable_python(dict(arguments)),
                 "config": to_plain(config),
                 "command": command,
                 "versions": versions(),
@@ -96,7 +102,36 @@ class Run:
         path = Path(folder) / "run.json"
         if not path.is_file():
             raise InputError(f"{folder} is not a run: it has no run.json (paperworks run <paper> makes one)")
-        return cls(path.parent, json.loads(path.read_text()))
+        try:
+            record = json.loads(path.read_text())
+            missing = {"slug", "recipe", "arguments", "config", "stages"} - set(record)
+        except (ValueError, TypeError):
+            missing = {"readable JSON"}
+        if missing:
+            raise InputError(f"{path} is not the record of a run: it lacks {', '.join(sorted(missing))}")
+        return cls(path.parent, record)
+
+    @classmethod
+    def open(cls, folder: Path, *, slug: str, recipe: str, arguments: Mapping[str, Any], config: Any, command: str) -> Run:
+        """The run that the same recipe and configuration made in `folder` before, or a new one when there is none.
+
+        InputError when the folder holds anything else. A run that stopped before it wrote a file of its own is replaced.
+        """
+        new: dict[str, Any] = {"slug": slug, "recipe": recipe, "arguments": arguments, "config": config, "command": command}
+        if not _holds_run(folder):
+            return cls.create(folder, **new)
+        run = cls.load(folder)
+        wanted = {"slug": slug, "recipe": recipe, "config": to_plain(config), "arguments": to_jsonable_python(dict(arguments))}
+        found = first_difference({name: run.record[name] for name in wanted}, json.loads(json.dumps(wanted)))
+        if not found:
+            return run
+        if run.is_untouched():
+            return cls.create(folder, **new)
+        where, there, here = found
+        raise InputError(
+            f"{folder} holds a run with another {where.removeprefix('config.')} ({json.dumps(there)}, now {json.dumps(here)}): "
+            f"give another folder with --out, or --fresh to move on to {next_free(folder)}"
+        )
 
     @property
     def slug(self) -> str:
@@ -105,6 +140,16 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.record.get("finished"))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each finished stage took, in its last sitting."""
+        return {name: stage["seconds"] for name, stage in self.record["stages"].items()}
+
+    def is_untouched(self) -> bool:
+        """Whether nothing has been written but the record itself: no stage has finished or left a file."""
+        files = (path.name for path in self.folder.rglob("*") if path.is_file())
+        return not self.record["stages"] and not any(name not in ("run.json", LOCK) for name in files)
 
     def stage_folder(self, name: str) -> Path:
         folder = self.folder / name
@@ -122,22 +167,75 @@ class Run:
         return from_plain(kind, self.record["config"])
 
     def execute(self, recipe: Recipe, say: Callable[[str], None] = print) -> None:
-        """Carry out the stages that are not finished yet."""
+        """Carry out the stages that are not finished yet. InputError when another process is at work in the folder."""
         done = self.record["stages"]
-        for number, stage in enumerate(recipe.stages, 1):
-            if stage.name in done:
-                say(f"[{number}/{len(recipe.stages)}] {stage.name}: already done")
-                continue
-            say(f"[{number}/{len(recipe.stages)}] {stage.name}")
-            started = time.monotonic()
-            result = stage.work(recipe.config, self)
-            done[stage.name] = {"seconds": round(time.monotonic() - started, 1), "result": dict(result or {})}
+        with _alone_in(self.folder):
+            self.record["sittings"] = self.record.get("sittings", 0) + 1
             self.save()
-        self.record["finished"] = True
-        self.save()
+            for number, stage in enumerate(recipe.stages, 1):
+                if stage.name in done:
+                    say(f"[{number}/{len(recipe.stages)}] {stage.name}: already done")
+                    continue
+                say(f"[{number}/{len(recipe.stages)}] {stage.name}")
+                started = time.monotonic()
+                result = stage.work(recipe.config, self)
+                seconds = round(time.monotonic() - started, 1)
+                done[stage.name] = {"seconds": seconds, "result": to_jsonable_python(dict(result or {}))}
+                self.save()
+            self.record["finished"] = True
+            self.save()
 
     def save(self) -> None:
-        write_json(self.folder / "run.json", self.record)
+        if first_process():
+            write_json(self.folder / "run.json", self.record)
+
+
+LOCK = ".in-use"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two commands at work in one folder would overwrite each other's files. The lock goes with the process, however it ends.
+    Where the system or the file system has no such locks there is no protection."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    if not first_process():
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another command is at work in {folder}: wait for it, or give another folder with --out"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+def _holds_run(folder: Path) -> bool:
+    """False when there is nothing yet; InputError when there is something else."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; a run needs a folder of its own: give another with --out")
+    names = {path.name for path in folder.iterdir()} - {LOCK, "run.json.part"}
+    if names and "run.json" not in names:
+        raise InputError(f"{folder} holds other files but no run; a run needs a folder of its own: give another with --out")
+    return bool(names)
+
+
+def next_free(folder: Path) -> Path:
+    """`folder` when nothing is there, else the first free one of folder-2, folder-3, ..."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -273,7 +371,7 @@ class Paper:
 
     def build_recipe(self, name: str, arguments: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         if name not in self.recipes:
-            raise InputError(f"{self.slug} has no recipe {name!r}; there are {', '.join(self.recipes)}")
+            raise InputError(f"{self.slug} has no recipe {name!r}{nearest(name, self.recipes)}")
         recipe = self.recipes[name](**arguments)
         return Recipe(override(recipe.config, overrides), recipe.stages)
 
@@ -293,6 +391,11 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(path.name + ".part")
     aside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(aside, path)
+
+
+def first_process() -> bool:
+    """Whether this process writes the records: always, except under torchrun in all but the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def versions() -> dict[str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import tomllib
 from pathlib import Path
 
-from paperworks.errors import InputError
+from paperworks.errors import InputError, nearest
 from paperworks.paper import Card, ClaimText, Paper
 
 FOLDER = Path(__file__).parent
@@ -25,9 +24,7 @@ def card(slug: str) -> Card:
     path = FOLDER / "cards" / f"{slug}.toml"
     if not path.is_file():
         known = [other.stem for other in (FOLDER / "cards").glob("*.toml")]
-        close = difflib.get_close_matches(slug, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; `paperworks list` shows all"
-        raise InputError(f"no paper called {slug!r}{hint}")
+        raise InputError(f"no paper called {slug!r}{nearest(slug, known, '`paperworks list` shows all')}")
     return _read(path)
 
 

@@ -1,0 +1,127 @@
+"""`paperworks check`: measure the claims of a paper one after the other."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paperworks import papers
+from paperworks.cli import output, records
+from paperworks.cli.flags import Slug
+from paperworks.errors import InputError, nearest
+from paperworks.paper import Bench, Claim, Measured, Paper, verdict
+
+FOLDER = Path("runs/check")
+SEEDS = (0, 1, 2)
+
+
+def check(
+    slug: Slug,
+    *,
+    only: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = SEEDS,
+    data: str = "default",
+    json: bool = False,
+) -> int:
+    """Measures a paper's claims and prints paper | here | verdict.
+
+    Each claim is stored in results/ as soon as it is measured (on the default data). Networks that a claim trains are kept
+    in runs/check/<paper> and used again; delete that folder to train them anew.
+
+    Args:
+        slug: the paper
+        only: ids of the claims to measure; all that can be measured when left out
+        seeds: seeds of the repetitions
+        data: images to measure on instead of the claims' own
+        json: print JSON instead of a table
+    """
+    paper = papers.load(slug)
+    claims = _asked_for(paper, only)
+    bench = Bench(_folder(slug, data), seeds=seeds, data=data, say=output.line)
+    rows: list[dict[str, Any]] = []
+    try:
+        for number, claim in enumerate(claims, 1):
+            with output.clean_stdout(json):
+                output.line(f"[{number}/{len(claims)}] {claim.text.id} {claim.text.statement}")
+                rows.append(_measure(slug, claim, bench))
+    except KeyboardInterrupt:
+        left = [claim.text.id for claim in claims[len(rows) :]]
+        raise KeyboardInterrupt(
+            f"stopped with {len(rows)} of {len(claims)} claims measured; to go on: {_command(slug, left, seeds, data)}"
+        ) from None
+    if json:
+        output.as_json(rows)
+    else:
+        output.table({"id": "", "statement": "claim", "paper": "paper", "here": "here", "verdict": "verdict"}, rows)
+        if any("error" not in row for row in rows):
+            output.line(
+                "`paperworks results` writes RESULTS.md anew"
+                if data == "default"
+                else "not stored: measured on data of your own"
+            )
+    return int(any("error" in row for row in rows))
+
+
+def _measure(slug: str, claim: Claim, bench: Bench) -> dict[str, Any]:
+    text = claim.text
+    row: dict[str, Any] = {"id": text.id, "statement": text.statement, "paper": with_unit(text.paper_value, text.unit)}
+    started = time.monotonic()
+    try:
+        bench.folder.mkdir(parents=True, exist_ok=True)
+        found = claim.measure(bench)
+    except Exception as error:
+        if not isinstance(error, InputError):
+            traceback.print_exc()
+        return {**row, "verdict": f"failed: {type(error).__name__}: {error}", "error": str(error)}
+    if bench.data == "default":
+        command = _command(slug, [text.id], bench.seeds, bench.data)
+        records.store_claim(slug, claim, found, command=command, seconds=time.monotonic() - started)
+    row |= {"here": here(found, text.unit), "verdict": verdict(claim, found), "rule": claim.rule_text}
+    row |= {"value": found.value, "per_seed": list(found.per_seed), "scale": found.scale, "detail": found.detail}
+    return row
+
+
+def here(found: Measured, unit: str) -> str:
+    """The measured value with its unit and, over several seeds, its range."""
+    value = with_unit(output.shown(found.value), unit)
+    if found.spread and len(found.per_seed) > 1:
+        low, high = found.spread
+        value += f" ({output.shown(low)} to {output.shown(high)})"
+    return value
+
+
+def with_unit(value: str, unit: str) -> str:
+    if unit in ("", "-") or value == "-":
+        return value
+    return f"{value}{unit}" if unit in ("x", "%") else f"{value} {unit}"
+
+
+def _asked_for(paper: Paper, only: Sequence[str]) -> list[Claim]:
+    """In the order of the card, further ones of the code behind them."""
+    order = [text.id for text in paper.card.claims]
+    measurable = sorted(paper.claims, key=lambda id: order.index(id) if id in order else len(order))
+    for id in only:
+        if id in order and id not in paper.claims:
+            raise InputError(f"claim {id} of {paper.slug} has no measurement yet; there are {', '.join(measurable) or 'none'}")
+        if id not in paper.claims:
+            raise InputError(f"{paper.slug} has no claim {id!r}{nearest(id, measurable)}")
+    if not measurable:
+        raise InputError(f"no claim of {paper.slug} can be measured yet")
+    return [paper.claims[id] for id in measurable if not only or id in only]
+
+
+def _folder(slug: str, data: str) -> Path:
+    """Networks trained on other data must not be taken for those of the default data."""
+    return FOLDER / (slug if data == "default" else f"{slug}-{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}")
+
+
+def _command(slug: str, ids: Sequence[str], seeds: Sequence[int], data: str) -> str:
+    words = ["paperworks", "check", slug, "--only", *ids]
+    if tuple(seeds) != SEEDS:
+        words += ["--seeds", *map(str, seeds)]
+    return shlex.join(words if data == "default" else [*words, "--data", data])

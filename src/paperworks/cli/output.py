@@ -1,0 +1,92 @@
+"""What verbs print: lines, tables, or JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 200
+"""characters per line when the output is not a terminal"""
+
+
+def console() -> Console:
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def line(text: str = "", style: str | None = None) -> None:
+    console().print(text, style=style, markup=False, soft_wrap=True)
+
+
+def paragraph(text: str) -> None:
+    console().print(Text(text))
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], *, title: str = "", cut: Sequence[str] = ()) -> None:
+    """`columns`: key in a row -> heading. `cut`: columns shortened to the width of the terminal; the others wrap."""
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for key, heading in columns.items():
+        if key in cut:
+            drawn.add_column(heading, no_wrap=True, overflow="ellipsis")
+        else:
+            drawn.add_column(heading, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(shown(row.get(key))) for key in columns))
+    console().print(drawn)
+
+
+def as_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+
+
+def shown(value: Any) -> str:
+    """A cell: numbers to four digits, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(item) for item in value)
+    return str(value)
+
+
+def result(value: Any, in_json: bool) -> None:
+    """What a paper's verb returned: a path, a mapping of numbers, a table as a list of mappings, or text."""
+    if in_json:
+        as_json(value)
+    elif isinstance(value, Mapping):
+        table({"name": "", "value": ""}, [{"name": name, "value": item} for name, item in value.items()])
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+        table({key: str(key) for key in dict.fromkeys(key for row in value for key in row)}, value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            line(str(item))
+    elif value is not None:
+        line(str(value))
+
+
+@contextlib.contextmanager
+def clean_stdout(wanted: bool) -> Iterator[None]:
+    """With --json only the JSON goes to standard output; what work prints on the way goes to standard error."""
+    if not wanted:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def report_line(folder: Path) -> str:
+    report = folder / "report.html"
+    return f"report: {report}" if report.is_file() else f"folder: {folder}"
