@@ -48,7 +48,7 @@ def _small_jpeg(data: bytes) -> Tensor | None:
     if not (data.startswith(b"\xff\xd8\xff\xe0") and data.endswith(b"\xff\xd9")) or b"Exif" in data[:4096]:
         return None
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB).contiguous()
     except RuntimeError:
         return None
 
@@ -77,7 +77,7 @@ def from_any(value: Any, channels: int = 3) -> Tensor:
     if isinstance(value, bytes | bytearray):
         return decode(bytes(value), channels)
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = torch.from_numpy(np.array(value))
         value = value.permute(2, 0, 1) if value.ndim == 3 else value
     if not isinstance(value, Tensor) or value.ndim not in (2, 3):
         raise Unreadable(f"{type(value).__name__} is not an image")

@@ -50,22 +50,16 @@ class Loader:
         if drop_last and len(dataset) < batch_size:
             raise InputError(f"{len(dataset)} images cannot fill a batch of {batch_size}: lower batch_size or add images")
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
+        self.order = _Order(len(dataset), batch_size, seed, shuffle, rank, world, drop_last)
         self.workers = workers
-        self.rank = rank
-        self.world = world
-        self.drop_last = drop_last
         self.epoch = 0
         self.cursor = 0
         """batches of this epoch that were handed out"""
         self._stream: Iterator[Batch] | None = None
-        self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(self.dataset) // self.batch_size if self.drop_last else -(-len(self.dataset) // self.batch_size)
+        return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch
@@ -77,12 +71,13 @@ class Loader:
             yield self._next()
 
     def state_dict(self) -> dict[str, int]:
+        order = self.order
         return {
             "epoch": self.epoch,
             "cursor": self.cursor,
-            "seed": self.seed,
-            "length": len(self.dataset),
-            "batch": self.batch_size,
+            "seed": order.seed,
+            "length": order.length,
+            "batch_size": order.batch_size,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -103,45 +98,63 @@ class Loader:
         return batch
 
     def _start(self) -> Iterator[Batch]:
-        """An endless stream from (epoch, cursor) on. Workers live as long as the loader, and work ahead across epochs."""
-        requests = _Requests(self, self.epoch, self.cursor)
+        """An endless stream from (epoch, cursor) on. Workers live as long as the loader, and work ahead across epochs.
+        Nothing in the stream refers to the loader: in a reference cycle the workers would be stopped by time-outs only."""
+        fetch = _Fetch(self.dataset)
+        requests = _Requests(self.order, self.epoch, self.cursor)
         if self.workers == 0:
-            fetch = _Fetch(self.dataset)
             return (fetch[request] for request in requests)
         loader: DataLoader[Any] = DataLoader(
-            _Fetch(self.dataset),
+            fetch,
             batch_size=None,
             sampler=requests,
             num_workers=self.workers,
             collate_fn=_unchanged,
-            generator=torch.Generator().manual_seed(self.seed),  # else it draws from the global one
+            generator=torch.Generator().manual_seed(0),  # else it draws from the global one; nothing depends on it
         )
         return iter(loader)
 
-    def _rows(self, epoch: int, cursor: int) -> list[int]:
-        """The indices of this process's share of a batch."""
-        if self._order is None or self._order[0] != epoch:
-            count = len(self.dataset)
-            self._order = (epoch, permutation(count, self.seed, epoch) if self.shuffle else torch.arange(count))
-        whole = self._order[1][cursor * self.batch_size : (cursor + 1) * self.batch_size]
+
+class _Order:
+    """Which indices make up a batch: a pure function of the epoch and the batch's number in it."""
+
+    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int, world: int, drop_last: bool):
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world = world
+        self.drop_last = drop_last
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+    def rows(self, epoch: int, number: int) -> list[int]:
+        """This process's consecutive share of a batch."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            everything = permutation(self.length, self.seed, epoch) if self.shuffle else torch.arange(self.length)
+            self._epoch = (epoch, everything)
+        whole = self._epoch[1][number * self.batch_size : (number + 1) * self.batch_size]
         return whole[self.rank * len(whole) // self.world : (self.rank + 1) * len(whole) // self.world].tolist()
 
 
 class _Requests:
     """(epoch, indices) of every batch from a position on, without end: what workers are asked for."""
 
-    def __init__(self, loader: Loader, epoch: int, cursor: int):
-        self.loader = loader
+    def __init__(self, order: _Order, epoch: int, cursor: int):
+        self.order = order
         self.epoch = epoch
         self.cursor = cursor
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        epoch, cursor = self.epoch, self.cursor
+        epoch, number = self.epoch, self.cursor
         while True:
-            yield epoch, self.loader._rows(epoch, cursor)
-            cursor += 1
-            if cursor >= len(self.loader):
-                epoch, cursor = epoch + 1, 0
+            yield epoch, self.order.rows(epoch, number)
+            number += 1
+            if number >= len(self.order):
+                epoch, number = epoch + 1, 0
 
 
 class _Fetch(Dataset[Batch]):
@@ -192,5 +205,5 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     return batch
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch

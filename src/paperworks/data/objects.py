@@ -40,10 +40,8 @@ class ObjectReader:
         return from_any(_image(self._item(position)), self.channels)
 
     def label(self, position: int) -> Any:
-        try:
-            return _label(self._item(position))
-        except Unreadable:
-            return -1  # such an image is skipped when it is read
+        """An integer or text; None when there is none. Raises Unreadable."""
+        return _label(self._item(position))
 
     def _item(self, position: int) -> Any:
         try:
@@ -122,9 +120,19 @@ def _all_labels(dataset: Any, reader: ObjectReader) -> list[Any] | None:
         found = getattr(dataset, attribute, None)
         if found is not None and not callable(found) and len(found) == len(dataset):
             return torch.as_tensor(found).tolist() if not isinstance(found[0], str) else list(found)
-    if reader.label(0) is None:
-        return None
-    return [reader.label(position) for position in watched(range(len(reader)), len(reader), f"labels of {reader.name}")]
+    values, failed = [], []
+    for position in watched(range(len(reader)), len(reader), f"labels of {reader.name}"):
+        try:
+            values.append(reader.label(position))
+        except Unreadable:  # it will be skipped when its image is read
+            values.append(None)
+            failed.append(position)
+        if values[-1] is None and len(failed) < len(values) and all(value is None for value in values):
+            return None  # the first item that can be read has no label
+    usable = next((value for value in values if value is not None), None)
+    for position in failed:
+        values[position] = usable
+    return values if usable is not None else None
 
 
 def _image(item: Any) -> Any:

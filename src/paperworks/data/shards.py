@@ -153,11 +153,13 @@ def _members(number: int, path: Path, skipped: list[tuple[str, str]], strict: bo
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                tar.members.clear()  # tarfile keeps all it has seen otherwise
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all it has seen otherwise
                 base = info.name.rpartition("/")[2]
                 if info.isfile() and "." in base and not base.startswith((".", "__")):
                     count += 1
                     yield info.name, Member(number, info.offset_data, info.size)
+        if path.stat().st_size % tarfile.BLOCKSIZE:  # tarfile takes a header that is cut off for the end
+            raise tarfile.ReadError("it ends in the middle of a block")
     except (tarfile.TarError, OSError, EOFError) as error:
         if strict:
             raise InputError(f"{path}: damaged tar file ({error})") from None

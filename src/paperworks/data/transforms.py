@@ -118,14 +118,14 @@ def _cut(images: Tensor, size: int, uniforms: Tensor, random: bool, flip: bool) 
     """Squares [B, C, size, size] at positions drawn per image, mirrored per image, by one gather over pixel numbers."""
     count, channels, height, width = images.shape
     room_y, room_x = height - size, width - size
+    if not random and not flip:
+        y, x = round(room_y / 2), round(room_x / 2)
+        return images[:, :, y : y + size, x : x + size].contiguous()
     if random:
         top = (uniforms[:, 0] * (room_y + 1)).long()
         left = (uniforms[:, 1] * (room_x + 1)).long()
-    elif not flip:
-        top, left = round(room_y / 2), round(room_x / 2)
-        return images[:, :, top : top + size, left : left + size].contiguous()
     else:
-        top, left = (torch.full((count,), round(room / 2)) for room in (room_y, room_x))
+        top, left = torch.full((count,), round(room_y / 2)), torch.full((count,), round(room_x / 2))
     steps = torch.arange(size)
     columns = left[:, None] + steps
     if flip:
