@@ -96,9 +96,9 @@ def here(found: Measured, unit: str) -> str:
 
 
 def with_unit(value: str, unit: str) -> str:
-    if unit in ("", "-") or value == "-":
+    if unit.strip() in ("", "-") or value == "-":
         return value
-    return f"{value}{unit}" if unit in ("x", "%") else f"{value} {unit}"
+    return f"{value}{unit}" if unit.split()[0] in ("x", "%") else f"{value} {unit}"
 
 
 def _asked_for(paper: Paper, only: Sequence[str]) -> list[Claim]:

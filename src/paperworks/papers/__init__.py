@@ -42,6 +42,7 @@ def load(slug: str) -> Paper:
 
 
 def _read(path: Path) -> Card:
-    fields = tomllib.loads(path.read_text())
+    fields = tomllib.loads(path.read_text(encoding="utf-8"))
     claims = tuple(ClaimText(**claim) for claim in fields.pop("claims", []))
+    fields["summary"] = " ".join(fields["summary"].split())
     return Card(slug=path.stem, claims=claims, **fields)
