@@ -21,12 +21,18 @@ def test_crops_are_windows_of_the_photos() -> None:
 def test_positions_are_equally_likely() -> None:
     small, large = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.ones(1, 5, 8, dtype=torch.uint8)
     source = ImageSource.from_tensor([small, large], torch.tensor([0, 1]), name="two")
-    crops = random_crops(source, 4, 5500, seed=0)
+    crops = random_crops(source, 4, 5500, seed=0, by_area=True)
     counts: dict[str, int] = {}
     for index in range(len(crops)):
         counts[crops.key(index)] = counts.get(crops.key(index), 0) + 1
     assert len(counts) == 11 and all(abs(count - 500) < 100 for count in counts.values())
     assert crops.labels is not None and torch.equal(crops.labels, crops.images[:, 0, 0, 0].long())
+
+
+def test_every_photo_gives_as_many_crops() -> None:
+    crops = random_crops(open_images("photos"), 32, 1800, seed=0)
+    names = [crops.key(index).partition("@")[0] for index in range(1800)]
+    assert len(set(names)) == 9 and all(140 < names.count(name) < 260 for name in set(names))
 
 
 def test_small_photos_are_listed() -> None:

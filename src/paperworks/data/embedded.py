@@ -54,7 +54,7 @@ GREY_PHOTOS = {
 TEST_PHOTOS = ("coffee", "flower", "camera")
 OPENCV_PHOTOS = (
     "aero1 aero3 aloeL aloeR apple baboon basketball1 basketball2 board building butterfly fruits graf1 graf3 home leuvenA "
-    "leuvenB messi5 orange rubberwhale1 rubberwhale2 starry_night"
+    "leuvenB messi5 orange rubberwhale1 rubberwhale2"
 )
 
 

@@ -8,9 +8,12 @@ from paperworks.data.source import ImageSource
 from paperworks.errors import InputError
 
 
-def random_crops(source: ImageSource, size: int, count: int, seed: int) -> ImageSource:
-    """`count` squares of `size` pixels, every position in every photo being equally likely; keys say where they come from
-    ("coffee@y,x"), labels are those of the photos. Photos that are too small are left out and listed in `.skipped`.
+def random_crops(source: ImageSource, size: int, count: int, seed: int, *, by_area: bool = False) -> ImageSource:
+    """`count` squares of `size` pixels at random positions. Every photo gives as many; `by_area` makes every position in any
+    of them equally likely instead, so that large photos give more.
+
+    Keys say where a crop comes from ("coffee@y,x"), labels are those of the photos. Photos that are too small are left out
+    and listed in `.skipped`.
 
     Raises InputError when all are too small.
     """
@@ -22,7 +25,9 @@ def random_crops(source: ImageSource, size: int, count: int, seed: int) -> Image
         raise InputError(f"{source.name}: no image holds a crop of {size} x {size}; the largest allows {largest}")
 
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.multinomial(rooms, count, replacement=True, generator=generator).tolist()
+    chosen = torch.multinomial(
+        rooms if by_area else (rooms > 0).double(), count, replacement=True, generator=generator
+    ).tolist()
     where = torch.rand(count, 2, generator=generator, dtype=torch.float64).tolist()
     crops = torch.empty((count, photos[0].shape[0], size, size), dtype=torch.uint8)
     keys = []

@@ -149,8 +149,8 @@ def imagenet_train(
     operations: int = 2,
     erase: float = 0.25,
 ) -> v2.Compose:
-    """The common recipe: random resized crop, mirror, RandAugment (timm's rand-m9-mstd0.5 as far as torchvision has its
-    operations), random erasing with noise. uint8 in, uint8 [3, size, size] out. `magnitude=0` leaves RandAugment out."""
+    """The common recipe: random resized crop, mirror, RandAugment (timm's rand-m9-mstd0.5-inc1 as far as torchvision has
+    its operations), random erasing with noise. uint8 in, uint8 [3, size, size] out. `magnitude=0` leaves RandAugment out."""
     steps: list[Any] = [
         v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
         v2.RandomHorizontalFlip(flip),
