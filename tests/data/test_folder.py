@@ -120,11 +120,21 @@ def test_a_tenth_is_set_aside_when_there_is_no_test_part(jpeg_folder: Path) -> N
     keys = [{source.key(i) for i in range(len(source))} for source in (train, test)]
     assert not keys[0] & keys[1] and len(train) + len(test) == 25 and 1 <= len(test) <= 3
     assert keys[1] == {sample["key"] for sample in open_images(jpeg_folder, split="test")}
-    assert train.classes == test.classes
+    assert train.classes == test.classes and len(train.skipped) == len(test.skipped) == 5
+    whole = {sample["key"]: sample for sample in open_images(jpeg_folder)}
+    for sample in [*train, *test]:
+        assert torch.equal(sample["image"], whole[sample["key"]]["image"]) and sample["label"] == whole[sample["key"]]["label"]
+
+
+def test_the_part_set_aside_never_consists_of_broken_images(tmp_path: Path) -> None:
+    write_jpegs(tmp_path, count=12, broken=9, classes=0)
+    parts = [open_images(tmp_path, split=split, memory=memory) for split in ("train", "test") for memory in (10**6, 100)]
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
+    assert [s["key"] for s in parts[0]] == [s["key"] for s in parts[1]]
 
 
 def test_a_single_image_file_is_a_source(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg")
     assert len(open_images(tmp_path / "a.jpg")) == 1
-    with pytest.raises(InputError, match="cannot be set aside from 1 image"):
+    with pytest.raises(InputError, match="no test part can be set aside from 1 image"):
         open_images(tmp_path / "a.jpg", split="test")

@@ -33,7 +33,7 @@ class Made:
 
 
 def run(reader: Made, **options: object):
-    return verified(reader, torch.arange(len(reader)), name="made", **options)  # type: ignore[arg-type]
+    return verified(reader, name="made", **options)  # type: ignore[arg-type]
 
 
 def test_images_of_one_size_become_one_tensor() -> None:
@@ -67,12 +67,6 @@ def test_sources_beyond_the_budget_stay_where_they_are(sizes: list[int]) -> None
 def test_nothing_readable_is_an_error() -> None:
     with pytest.raises(InputError, match=r"none of its 2 images can be read; the first is image 0 \(broken\)"):
         run(Made([-1, -1]))
-
-
-def test_positions_choose_what_is_read() -> None:
-    made = Made([4, 4, 4, -1])
-    reader, good, skipped = verified(made, torch.tensor([0, 2]), name="made")
-    assert made.reads == 2 and len(reader) == 2 and good.tolist() == [0, 2] and not skipped
 
 
 def test_the_outcome_for_a_large_source_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

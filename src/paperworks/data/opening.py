@@ -72,27 +72,25 @@ def open_images(
         key, reason = listing.skipped[0]
         raise InputError(f"{key}: {reason}; without strict such files are skipped and listed")
 
-    positions = torch.arange(len(listing.reader))
-    if split in ("train", "test") and not listing.own_split:
-        positions = _held_out(listing, numbers, split == "test")
     reader, skipped = listing.reader, listing.skipped
-    chosen = positions
+    positions = None
     if not isinstance(reader, InMemory):
-        reader, good, bad = verified(reader, positions, name=listing.name, strict=strict, memory=memory)
+        reader, good, bad = verified(reader, name=listing.name, strict=strict, memory=memory)
         skipped = skipped + bad
         numbers = None if numbers is None else numbers[good]
-        chosen = torch.arange(len(good)) if isinstance(reader, InMemory) else good
-    elif numbers is not None:
-        numbers = numbers[positions]
-    return ImageSource(
+        positions = None if isinstance(reader, InMemory) else good
+    opened = ImageSource(
         reader,
         name=listing.name,
-        positions=chosen,
+        positions=positions,
         labels=numbers,
         classes=listing.classes,
         skipped=skipped,
         licence=listing.licence,
     )
+    if split in ("train", "test") and not listing.own_split:
+        return _set_aside(opened, split == "test")
+    return opened
 
 
 def _list(
@@ -184,15 +182,23 @@ def _checked_labels(listing: Listing, wanted: Labels) -> Tensor | None:
     return numbers
 
 
-def _held_out(listing: Listing, numbers: Tensor | None, test: bool) -> Tensor:
-    count = len(listing.reader)
+def _set_aside(source: ImageSource, test: bool) -> ImageSource:
+    """A fixed tenth of the readable images (at least one) as the test part, or the rest."""
+    count = len(source)
     if count < 2:
         raise InputError(
-            f"{listing.name}: a test part cannot be set aside from {count} image; add images or open it without a split"
+            f"{source.name}: no test part can be set aside from {count} image; add images or open it without a split"
         )
-    keys = [listing.reader.key(position) for position in range(count)]
-    mask = torch.from_numpy(share(keys, numbers, max(1, round(HELD_OUT * count)), seed=0))
-    return (mask if test else ~mask).nonzero().squeeze(1)
+    mask = torch.from_numpy(
+        share([source.key(i) for i in range(count)], source.labels, max(1, round(HELD_OUT * count)), seed=0)
+    )
+    part = source.subset(mask if test else ~mask)
+    if isinstance(source.reader, InMemory):  # let go of the pixels of the other part
+        rows = part.positions
+        images = source.reader.images
+        kept = images[rows] if isinstance(images, Tensor) else [images[row] for row in rows.tolist()]
+        part.reader, part.positions = InMemory(kept, [source.key(row) for row in rows.tolist()]), torch.arange(len(rows))
+    return part
 
 
 def _missing(text: str, path: Path) -> str:

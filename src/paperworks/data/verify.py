@@ -36,24 +36,24 @@ def cache_folder() -> Path:
 
 
 def verified(
-    reader: Reader, positions: Tensor, *, name: str, strict: bool = False, memory: int = MEMORY
+    reader: Reader, *, name: str, strict: bool = False, memory: int = MEMORY
 ) -> tuple[Reader, Tensor, list[tuple[str, str]]]:
-    """(reader to use from now on, the good ones of `positions` int64, skipped as (key, reason)).
+    """(reader to use from now on, positions in `reader` of the good images int64, skipped as (key, reason)).
 
     The reader returned holds the good images only, decoded, if they fit in `memory` bytes; else it is `reader` itself.
     Raises InputError when no image is good, or for the first bad one when `strict`.
     """
-    note = _note(reader, positions, memory)
+    note = _note(reader, memory)
     known = _recall(note)
     if known is not None and not (strict and known):
-        bad = torch.tensor([position for position, _, _ in known], dtype=torch.int64)
-        return reader, positions[~torch.isin(positions, bad)], [(key, reason) for _, key, reason in known]
+        usable = torch.ones(len(reader), dtype=torch.bool)
+        usable[[position for position, _, _ in known]] = False
+        return reader, usable.nonzero().squeeze(1), [(key, reason) for _, key, reason in known]
 
-    wanted = positions.tolist()
-    kept = _Kept(len(wanted), memory)
+    kept = _Kept(len(reader), memory)
     good: list[int] = []
     bad_ones: list[tuple[int, str, str]] = []
-    for position, outcome in watched(_outcomes(reader, wanted, kept), len(wanted), f"reading {name}"):
+    for position, outcome in watched(_outcomes(reader), len(reader), f"reading {name}"):
         if isinstance(outcome, str):
             if strict:
                 raise InputError(f"{reader.key(position)}: {outcome}; without strict such images are skipped and listed")
@@ -63,7 +63,7 @@ def verified(
             kept.add(outcome)
     if not good:
         _, key, reason = bad_ones[0]
-        raise InputError(f"{name}: none of its {len(wanted)} images can be read; the first is {key} ({reason})")
+        raise InputError(f"{name}: none of its {len(reader)} images can be read; the first is {key} ({reason})")
     skipped = [(key, reason) for _, key, reason in bad_ones]
     if kept.full:
         _remember(note, bad_ones)
@@ -109,7 +109,7 @@ class _Kept:
         return self.loose or []
 
 
-def _outcomes(reader: Reader, positions: list[int], kept: _Kept) -> Iterator[tuple[int, Tensor | str]]:
+def _outcomes(reader: Reader) -> Iterator[tuple[int, Tensor | str]]:
     """(position, pixels or the reason why there are none), in order. Small images are decoded faster than they are handed
     to a thread, so threads join only when images are large."""
 
@@ -121,8 +121,8 @@ def _outcomes(reader: Reader, positions: list[int], kept: _Kept) -> Iterator[tup
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         threads = False
-        for start in range(0, len(positions), BLOCK):
-            block = positions[start : start + BLOCK]
+        for start in range(0, len(reader), BLOCK):
+            block = range(start, min(start + BLOCK, len(reader)))
             pixels = 0
             for position, outcome in zip(block, pool.map(attempt, block) if threads else map(attempt, block)):
                 pixels += outcome.numel() if isinstance(outcome, Tensor) else 0
@@ -143,11 +143,10 @@ def file_stamp(path: Path) -> tuple[str, int, int]:
     return str(path), status.st_size if status else -1, status.st_mtime_ns if status else 0
 
 
-def _note(reader: Reader, positions: Tensor, memory: int) -> Path | None:
+def _note(reader: Reader, memory: int) -> Path | None:
     if not isinstance(reader, EncodedReader):
         return None
-    chosen = hashlib.sha256(positions.numpy().tobytes()).hexdigest()
-    return cache_folder() / "verified" / (fingerprint([reader.fingerprint(), reader.channels, memory, chosen]) + ".json")
+    return cache_folder() / "verified" / (fingerprint([reader.fingerprint(), reader.channels, memory]) + ".json")
 
 
 def _recall(note: Path | None) -> list[tuple[int, str, str]] | None:
