@@ -1,4 +1,4 @@
-"""A paper with one recipe of two stages, four verbs and four claims, so that the command line can be tested without training."""
+"""A paper with two recipes, two verbs and four claims, so that the command line can be tested without training."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def make_paper() -> Paper:
     paper = Paper(CARD, variants={"fake_tiny": Variant(lambda: torch.nn.Linear(3, 3), parameters=12e-6, note="the only one")})
 
     def train(config: Config, run: Run) -> Mapping[str, Any]:
+        if config.data == "typo":
+            raise InputError("no folder called typo")
         (run.stage_folder("train") / "weights.txt").write_text(str(config.model.dim))
         return {"loss": 0.5, "where": run.stage_folder("train")}
 

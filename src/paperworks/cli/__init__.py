@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 something failed, 2 the input cannot be used, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         _complain(str(error))
         return 2

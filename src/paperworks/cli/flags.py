@@ -25,7 +25,10 @@ def parse(prog: str, argv: Sequence[str], *functions: Callable[..., Any], skip: 
         raise TypeError(f"{prog}: the flag --{min(twice)} is defined by both of {', '.join(f.__name__ for f in functions)}")
     if len(collectors) == 1:
         return [tyro.cli(collectors[0], args=argv, prog=prog, config=CONFIG)]
-    groups = {collector.__name__: Annotated[dict, tyro.conf.arg(constructor=collector)] for collector in collectors}
+    groups: dict[str, Any] = {}
+    for collector in collectors:
+        title = collector.__name__ if collector.__name__.isidentifier() else "its"
+        groups[title if title not in groups else f"{title}_"] = Annotated[dict, tyro.conf.arg(constructor=collector)]
     together = _with_parameters(groups, {}, name="together", doc=inspect.getdoc(functions[-1]))
     return list(tyro.cli(together, args=argv, prog=prog, config=CONFIG).values())
 
@@ -57,7 +60,9 @@ def _collector(function: Callable[..., Any], skip: int) -> Callable[..., dict[st
     parameters = list(inspect.signature(function).parameters.values())[skip:]
     kinds = {parameter.name: hints.get(parameter.name, str) for parameter in parameters}
     given = {parameter.name: parameter.default for parameter in parameters}
-    return _with_parameters(kinds, given, name=function.__name__.strip("_").removesuffix("_flags"), doc=inspect.getdoc(function))
+    return _with_parameters(
+        kinds, given, name=function.__name__.strip("_").removesuffix("_flags"), doc=inspect.getdoc(function)
+    )
 
 
 def _with_parameters(

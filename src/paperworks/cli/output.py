@@ -17,9 +17,14 @@ PIPE_WIDTH = 200
 """characters per line when the output is not a terminal"""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for `main` to end quietly; rich would exit with status 1
+
+
 def console() -> Console:
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    made = _Console(highlight=False)
+    return made if made.is_terminal else _Console(highlight=False, width=PIPE_WIDTH)
 
 
 def line(text: str = "", style: str | None = None) -> None:
