@@ -34,7 +34,7 @@ def list_papers(*, family: str | None = None, find: str | None = None, json: boo
         for card in chosen
     ]
     output.table(
-        {"slug": "paper", "year": "year", "family": "family", "state": "state", "title": "title"}, rows, cut=("title",)
+        {"slug": "paper", "year": "year", "family": "family", "state": "state", "title": "title"}, rows, cut="title"
     )
     output.line(f"\n{len(chosen)} papers" if len(chosen) != 1 else "\n1 paper")
     return 0

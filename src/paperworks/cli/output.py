@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,20 @@ def paragraph(text: str) -> None:
     console().print(Text(text))
 
 
-def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], *, title: str = "", cut: Sequence[str] = ()) -> None:
-    """`columns`: key in a row -> heading. `cut`: columns shortened to the width of the terminal; the others wrap."""
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], *, title: str = "", cut: str = "") -> None:
+    """`columns`: key in a row -> heading. Long cells wrap, except those of the column `cut`, which end where the terminal does."""
+    cells = [{key: shown(row.get(key)) for key in columns} for row in rows]
+    screen = console()
+    taken = sum(max([len(columns[key]), *(len(row[key]) for row in cells)]) + 1 for key in columns if key != cut)
     drawn = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for key, heading in columns.items():
-        if key in cut:
-            drawn.add_column(heading, no_wrap=True, overflow="ellipsis")
+        if key == cut:
+            drawn.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(10, screen.width - taken - len(columns)))
         else:
             drawn.add_column(heading, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(shown(row.get(key))) for key in columns))
-    console().print(drawn)
+    for row in cells:
+        drawn.add_row(*(Text(cell) for cell in row.values()))
+    screen.print(drawn)
 
 
 def as_json(value: Any) -> None:

@@ -28,7 +28,7 @@ class State:
             return "planned"
         if not self.measured:
             return "built"
-        return f"built, {self.measured} of {self.claims} claims measured, {self.hold} hold"
+        return f"{self.measured} of {self.claims} measured, {self.hold} hold"
 
 
 def state(card: Card) -> State:
