@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from paperworks.backbones.fused import Plan, fuse_mlp_block
 from paperworks.backbones.protocol import Backbone, initialise, per_stage
 from paperworks.errors import InputError
 from paperworks.layers.convolution import DepthwiseConv2d, PartialConv2d
@@ -39,6 +40,9 @@ class ConvNeXtBlock(nn.Module):
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+    def for_inference(self, plan: Plan) -> nn.Module:
+        return fuse_mlp_block(self.dwconv, self.norm, self.pwconv1, self.act, self.pwconv2, self.gamma, plan) or self
 
 
 class ConvNeXt(Backbone):

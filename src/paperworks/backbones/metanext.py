@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperworks.backbones.fused import Plan, fuse_mlp_block
 from paperworks.backbones.protocol import Backbone, initialise, per_stage
 from paperworks.errors import InputError
 from paperworks.layers.convolution import DepthwiseConv2d, InceptionDWConv2d, PartialConv2d, SameConv2d
@@ -59,6 +60,9 @@ class MetaNeXtBlock(nn.Module):
             return x + self.drop_path(y * gamma)
         return torch.addcmul(x, y, gamma)  # scale and residual in one pass over the map
 
+    def for_inference(self, plan: Plan) -> nn.Module:
+        return fuse_mlp_block(self.token_mixer, self.norm, self.mlp.fc1, self.mlp.act, self.mlp.fc2, self.gamma, plan) or self
+
 
 class MetaNeXtStage(nn.Module):
     """Norm and strided 2x2 convolution (not in the first stage), then blocks at one resolution."""
@@ -76,6 +80,7 @@ class MetaNeXt(Backbone):
     """[N, in_chans, H, W], H and W at least the last reduction (32 by default) and otherwise free, -> [N, num_classes].
 
     token_mixers: one for all stages or one per stage; `mixer` are further arguments for mixers given by name.
+    mlp_ratios: width of the hidden layers as a multiple; 4 and in the last stage 3 by default.
     patch_size: stride and kernel of the stem; 4 in the paper, smaller for small images.
     output_stride: the largest reduction; later stages keep the resolution and dilate their kernels instead.
     head: "mlp" (the paper's), "norm" (LayerNorm and Linear), "linear".
@@ -91,7 +96,7 @@ class MetaNeXt(Backbone):
         mixer: Mapping[str, Any] | None = None,
         norm_layer: Norm = "batch",
         act_layer: Activation = "gelu",
-        mlp_ratios: float | Sequence[float] = (4, 4, 4, 3),
+        mlp_ratios: float | Sequence[float] | None = None,
         ls_init_value: float | None = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -102,10 +107,10 @@ class MetaNeXt(Backbone):
     ):
         super().__init__()
         count = len(depths)
-        mixers = per_stage("token_mixers", token_mixers, count)
-        ratios = per_stage("mlp_ratios", mlp_ratios, count)
         if len(dims) != count:
             raise InputError(f"dims {tuple(dims)} for depths {tuple(depths)}: one width per stage")
+        mixers = per_stage("token_mixers", token_mixers, count)
+        ratios = per_stage("mlp_ratios", [4] * (count - 1) + [3] if mlp_ratios is None else mlp_ratios, count)
         strides = [1] + [2] * (count - 1)
         dilations = [1] * count
         reduction, dilation = patch_size, 1
