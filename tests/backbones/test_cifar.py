@@ -5,6 +5,7 @@ import timm
 import torch
 
 from paperworks.backbones.cifar import CifarNet, CifarResNet, CifarVGG
+from paperworks.backbones.registry import create
 from paperworks.compression.sparsity import prunable_layers
 from paperworks.errors import InputError
 
@@ -34,7 +35,7 @@ def test_sizes_are_those_of_the_released_code(name):
 @pytest.mark.parametrize("name", SHEET)
 def test_speaks_timms_protocol(name):
     torch.manual_seed(0)
-    small = {"vgg16_cifar": dict(width=8), "densenet121_cifar": dict(blocks=(2, 2, 1), growth=4)}.get(name, {})
+    small = {"vgg16_cifar": dict(width=8), "densenet121_cifar": dict(blocks=(2, 2, 1, 1), growth=4)}.get(name, {})
     model: CifarNet = timm.create_model(name, num_classes=7, in_chans=1, **small).eval()
     x = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
@@ -45,6 +46,8 @@ def test_speaks_timms_protocol(name):
     assert torch.allclose(final, features, atol=1e-5)
     for feature, info in zip(maps, model.feature_info, strict=True):
         assert feature.shape[1] == info["num_chs"] and 32 // feature.shape[-1] == info["reduction"]
+    pyramid = timm.create_model(name, in_chans=1, features_only=True, **small).eval()
+    assert [f.shape[1] for f in pyramid(x)] == pyramid.feature_info.channels()
     only_first = model.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True)
     assert len(only_first) == 1 and torch.allclose(only_first[0], maps[0], atol=1e-5)
     assert len(model.forward_intermediates(x, indices=2, intermediates_only=True)) == 2
@@ -76,3 +79,14 @@ def test_bad_input_is_named():
         timm.create_model("resnet20_cifar", pretrained=True)
     with pytest.raises(InputError, match="NCHW"):
         CifarResNet(8).forward_intermediates(torch.ones(1, 3, 8, 8), output_fmt="NLC")
+    with pytest.raises(InputError, match=r"takes \[N, 3, H, W\]"):
+        CifarResNet(8)(torch.ones(1, 1, 8, 8))
+    with pytest.raises(InputError, match="at least 32x32"):
+        CifarVGG(width=4)(torch.ones(1, 3, 28, 28))
+    with pytest.raises(InputError, match="cannot drop feature maps"):
+        CifarResNet(8).prune_intermediate_layers([0])
+
+
+def test_known_to_the_library_by_name():
+    model = create("resnet20_cifar", width=4, num_classes=2)
+    assert isinstance(model, CifarResNet) and model.pretrained_cfg["input_size"] == (3, 32, 32)

@@ -7,104 +7,60 @@ protocol and are registered: `timm.create_model("resnet20_cifar", num_classes=10
 
 from __future__ import annotations
 
-import math
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperworks.backbones.protocol import Backbone
+from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
-from paperworks.layers.pretrained import Pretrained, load_official
+from paperworks.layers.pretrained import load_official
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 """of CIFAR-10's training images"""
 
 
-class CifarNet(nn.Module, Pretrained):
-    """Stages, global average, one linear layer. Subclasses say which stages there are and how the head is called."""
+class CifarNet(Backbone):
+    """Global average and one linear layer on the last feature map. Subclasses say how that layer is called."""
 
-    head_name = "fc"
-    default_cfg: Mapping[str, Any] = {"input_size": (3, 32, 32), "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    head_name: ClassVar[str] = "fc"
 
-    def __init__(self, num_classes: int, features: int):
+    def __init__(self, num_classes: int, in_chans: int, features: int):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = features
-        self.pretrained_cfg = self.default_cfg
-        self.feature_info: list[dict[str, Any]] = []
-
-    def stem(self, x: Tensor) -> Tensor:
-        return x
-
-    def stages(self) -> Sequence[tuple[str, nn.Module]]:
-        """(name, module) in order after the stem; the last gives `num_features` channels."""
-        raise NotImplementedError
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, num_features, h, w]."""
-        x = self.stem(x)
-        for _, stage in self.stages():
-            x = stage(x)
-        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = x.mean((2, 3))
         return pooled if pre_logits else self.get_classifier()(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] -> logits [N, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps of the chosen stages (all by default, the last n for an int), as timm's networks give them."""
-        stages = self.stages()
-        if output_fmt != "NCHW":
-            raise InputError(f"feature maps come as NCHW, not {output_fmt}")
-        count = len(stages)
-        wanted = range(count) if indices is None else range(count - indices, count) if isinstance(indices, int) else indices
-        chosen = {i % count for i in wanted}
-        found = []
-        x = self.stem(x)
-        for i, (_, stage) in enumerate(stages):
-            x = stage(x)
-            if i in chosen:
-                found.append(x)
-            if stop_early and i >= max(chosen):
-                break
-        return found if intermediates_only else (x, found)
-
     def get_classifier(self) -> nn.Module:
-        return getattr(self, self.head_name)
+        return self.get_submodule(self.head_name)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         self.num_classes = num_classes
         setattr(self, self.head_name, nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity())
+
+    def keep_levels(self, count: int) -> None:
+        raise InputError(f"{type(self).__name__} cannot drop feature maps; take them with forward_intermediates")
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], **official_kwargs: Any) -> Any:
         """A network with weights trained by the released code (no weights were released themselves)."""
         return load_official(cls(**official_kwargs), state_dict)
 
-    def _initialise(self, features: Sequence[int], reductions: Sequence[int]) -> None:
-        """He initialisation, and timm's table of stages."""
+    def _finish(self, modules: Sequence[str], channels: Sequence[int], reductions: Sequence[int]) -> None:
+        """He initialisation, and timm's table of feature maps. modules: name of the module that gives each map."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        self.feature_info = [
-            {"num_chs": channels, "reduction": reduction, "module": name}
-            for (name, _), channels, reduction in zip(self.stages(), features, reductions)
-        ]
+        rows = enumerate(zip(modules, channels, reductions, strict=True))
+        self.feature_info = [{"num_chs": c, "reduction": r, "module": m, "index": i} for i, (m, c, r) in rows]
 
 
 # --- ResNet (He et al. 2015, section 4.2, with 1x1 convolutions on the shortcuts that change shape) -------------------------
@@ -133,7 +89,7 @@ class CifarResNet(CifarNet):
     def __init__(self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, width: int = 16):
         if depth < 8 or depth % 6 != 2:
             raise InputError(f"a CIFAR ResNet has depth 6n + 2 (20, 32, 44, ...), not {depth}")
-        super().__init__(num_classes, 4 * width)
+        super().__init__(num_classes, in_chans, 4 * width)
         self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks = (depth - 2) // 6
@@ -145,13 +101,13 @@ class CifarResNet(CifarNet):
                 self, f"layer{stage + 1}", nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
             )
         self.fc = nn.Linear(4 * width, num_classes)
-        self._initialise((width, 2 * width, 4 * width), (1, 2, 4))
+        self._finish(("layer1", "layer2", "layer3"), (width, 2 * width, 4 * width), (1, 2, 4))
 
-    def stages(self) -> Sequence[tuple[str, nn.Module]]:
-        return [(name, getattr(self, name)) for name in ("layer1", "layer2", "layer3")]
+    def stem_module(self) -> nn.Module:
+        return nn.Sequential(self.conv1, self.bn1, nn.ReLU(inplace=True))
 
-    def stem(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(x)))
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        return [list(self.get_submodule(name).children()) for name in ("layer1", "layer2", "layer3")]
 
 
 # --- VGG-16 ---------------------------------------------------------------------------------------------------------------
@@ -165,7 +121,7 @@ class CifarVGG(CifarNet):
     """per stage: channels as a multiple of `width`, and how many convolutions"""
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, width: int = 64):
-        super().__init__(num_classes, 8 * width)
+        super().__init__(num_classes, in_chans, 8 * width)
         modules: list[nn.Module] = []
         channels = in_chans
         for multiple, convolutions in self.plan:
@@ -179,15 +135,16 @@ class CifarVGG(CifarNet):
             modules.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*modules)
         self.classifier = nn.Linear(8 * width, num_classes)
-        self._initialise([multiple * width for multiple, _ in self.plan], (2, 4, 8, 16, 32))
+        self._ends = [i for i, module in enumerate(modules) if isinstance(module, nn.MaxPool2d)]
+        channels_of = [multiple * width for multiple, _ in self.plan]
+        self._finish([f"features.{end}" for end in self._ends], channels_of, (2, 4, 8, 16, 32))
 
-    def stages(self) -> Sequence[tuple[str, nn.Module]]:
-        found, start = [], 0
-        for _, convolutions in self.plan:
-            end = start + 3 * convolutions + 1
-            found.append((f"features.{end - 1}", self.features[start:end]))
-            start = end
-        return found
+    def stem_module(self) -> nn.Module:
+        return nn.Identity()
+
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        starts = [0] + [end + 1 for end in self._ends[:-1]]
+        return [list(self.features[start : end + 1]) for start, end in zip(starts, self._ends)]
 
 
 # --- DenseNet-121 -----------------------------------------------------------------------------------------------------------
@@ -229,7 +186,7 @@ class CifarDenseNet(CifarNet):
             channels += layers * growth
             counts.append(channels)
             channels = channels // 2 if i < len(blocks) - 1 else channels
-        super().__init__(num_classes, channels)
+        super().__init__(num_classes, in_chans, channels)
         self.depth = len(blocks)
         self.conv1 = nn.Conv2d(in_chans, 2 * growth, 3, padding=1, bias=False)
         inputs = 2 * growth
@@ -240,16 +197,17 @@ class CifarDenseNet(CifarNet):
                 setattr(self, f"trans{i}", Transition(outputs, inputs))
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_classes)
-        self._initialise(counts, [2**i for i in range(self.depth)])
+        self._finish([f"dense{i + 1}" for i in range(self.depth)], counts, [2**i for i in range(self.depth)])
 
-    def stages(self) -> Sequence[tuple[str, nn.Module]]:
-        found: list[tuple[str, nn.Module]] = [("dense1", self.get_submodule("dense1"))]
-        for i in range(2, self.depth + 1):
-            found.append((f"dense{i}", nn.Sequential(getattr(self, f"trans{i - 1}"), getattr(self, f"dense{i}"))))
+    def stem_module(self) -> nn.Module:
+        return self.conv1
+
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        found: list[list[nn.Module]] = []
+        for i in range(1, self.depth + 1):
+            transition = [self.get_submodule(f"trans{i - 1}")] if i > 1 else []
+            found.append([*transition, *self.get_submodule(f"dense{i}").children()])
         return found
-
-    def stem(self, x: Tensor) -> Tensor:
-        return self.conv1(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return super().forward_head(F.relu(self.bn(x)), pre_logits)
@@ -305,7 +263,7 @@ class CifarEfficientNet(CifarNet):
     )
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.2):
-        super().__init__(num_classes, self.plan[-1][2])
+        super().__init__(num_classes, in_chans, self.plan[-1][2])
         self.drop_rate = drop_rate
         self.conv1 = nn.Conv2d(in_chans, 32, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
@@ -317,55 +275,30 @@ class CifarEfficientNet(CifarNet):
                 inputs = outputs
         self.layers = nn.Sequential(*blocks)
         self.linear = nn.Linear(inputs, num_classes)
-        reductions = [math.prod(row[4] for row in self.plan[: i + 1]) for i in range(len(self.plan))]
-        self._initialise([row[2] for row in self.plan], reductions)
+        self._ends = list(itertools.accumulate(row[0] for row in self.plan))
+        reductions = itertools.accumulate((row[4] for row in self.plan), operator.mul)
+        self._finish([f"layers.{end - 1}" for end in self._ends], [row[2] for row in self.plan], list(reductions))
 
-    def stages(self) -> Sequence[tuple[str, nn.Module]]:
-        found, start = [], 0
-        for count, *_ in self.plan:
-            found.append((f"layers.{start + count - 1}", self.layers[start : start + count]))
-            start += count
-        return found
+    def stem_module(self) -> nn.Module:
+        return nn.Sequential(self.conv1, self.bn1, nn.SiLU(inplace=True))
 
-    def stem(self, x: Tensor) -> Tensor:
-        return F.silu(self.bn1(self.conv1(x)))
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        return [list(self.layers[start:end]) for start, end in zip([0, *self._ends], self._ends)]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
         return pooled if pre_logits else self.linear(pooled)
 
 
-# --- names that timm.create_model finds ---------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------------
 
+_CFG = {"num_classes": 10, "input_size": (3, 32, 32), "pool_size": None, "crop_pct": 1.0, "mean": MEAN, "std": STD}
 
-def _build(kind: type[CifarNet], pretrained: bool, kwargs: dict[str, Any], **fixed: Any) -> Any:
-    if pretrained:
-        raise InputError(f"nobody released weights for {kind.__name__}; train it, or load a checkpoint with from_official")
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(name, None)
-    return kind(**fixed | kwargs)
-
-
-@register_model
-def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    return _build(CifarResNet, pretrained, kwargs, depth=20)
-
-
-@register_model
-def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    return _build(CifarResNet, pretrained, kwargs, depth=32)
-
-
-@register_model
-def vgg16_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
-    return _build(CifarVGG, pretrained, kwargs)
-
-
-@register_model
-def densenet121_cifar(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
-    return _build(CifarDenseNet, pretrained, kwargs)
-
-
-@register_model
-def efficientnet_b0_cifar(pretrained: bool = False, **kwargs: Any) -> CifarEfficientNet:
-    return _build(CifarEfficientNet, pretrained, kwargs)
+ENTRIES: dict[str, Entry] = {
+    "resnet20_cifar": Entry(CifarResNet, {"depth": 20}, _CFG | {"first_conv": "conv1", "classifier": "fc"}),
+    "resnet32_cifar": Entry(CifarResNet, {"depth": 32}, _CFG | {"first_conv": "conv1", "classifier": "fc"}),
+    "vgg16_cifar": Entry(CifarVGG, {}, _CFG | {"first_conv": "features.0", "classifier": "classifier"}),
+    "densenet121_cifar": Entry(CifarDenseNet, {}, _CFG | {"first_conv": "conv1", "classifier": "linear"}),
+    "efficientnet_b0_cifar": Entry(CifarEfficientNet, {}, _CFG | {"first_conv": "conv1", "classifier": "linear"}),
+}
+"""nobody released weights for these; sizes are those of RD-prune's code"""

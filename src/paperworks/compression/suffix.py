@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from paperworks.compression.sparsity import PrunableLayer, effective_weight
 from paperworks.errors import InputError
@@ -48,6 +48,15 @@ class _Unread:
     """Stands for an output that nothing reads: all but the last finished member of a Sequential."""
 
 
+@dataclass
+class _Recording:
+    """An output played back. What follows may change it in place, so the first time a copy is lent and watched by its version
+    counter; outputs that stay as they are, nearly all, are lent without copying from then on."""
+
+    output: Any
+    changed_in_place: bool | None = None
+
+
 class SuffixRunner:
     """Owns a model in eval mode (give it a copy: its modules' `forward` is wrapped) and runs it with a played-back prefix."""
 
@@ -62,9 +71,10 @@ class SuffixRunner:
         self._clock = 0
         self._seen: dict[str, int] = {}
         self._played: dict[_Key, Any] = {}
+        self._lent: list[tuple[_Recording, Any]] = []
         self._played_for: tuple[float, Tensor | None] = (0, None)
         self._wanted: set[_Key] = set()
-        self._recorded: dict[_Key, Any] = {}
+        self._recorded: dict[_Key, _Recording] = {}
         for path, module in self._modules.items():
             if path:
                 module.forward = self._wrap(path, module.forward)
@@ -148,27 +158,38 @@ class SuffixRunner:
         return wanted, unread
 
     def _run(self, images: Tensor) -> Tensor:
-        self._seen = {}
-        return self.readout(self.model(images)).detach()
+        self._seen, self._lent = {}, []
+        logits = self.readout(self.model(images)).detach()
+        for recording, lent in self._lent:
+            changed = any(leaf._version > 0 for leaf in tree_leaves(lent) if isinstance(leaf, Tensor))
+            if changed and recording.changed_in_place is False:
+                raise RuntimeError("a layer's output was changed in place in one run and not in another")
+            recording.changed_in_place = changed or recording.changed_in_place is True
+        return logits
 
     def _wrap(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             key = (path, self._count(path))
             if key in self._played:
-                output = self._played[key]
-                for call in self._calls[key].inside():
-                    self._count(call.key[0])
-                if output is _Unread:
-                    return output
-            else:
-                output = self._traced(key, forward, args, kwargs) if self._tracing else forward(*args, **kwargs)
-                if key not in self._wanted:
-                    return output
+                return self._playback(key)
+            output = self._traced(key, forward, args, kwargs) if self._tracing else forward(*args, **kwargs)
             if key in self._wanted:
-                self._recorded[key] = output if key in self._played else _copy(output)
-            return _copy(output) if key in self._played else output  # what follows may work in place
+                self._recorded[key] = _Recording(_copy(output))
+            return output
 
         return wrapped
+
+    def _playback(self, key: _Key) -> Any:
+        for call in self._calls[key].inside():
+            self._count(call.key[0])
+        recording = self._played[key]
+        if recording is _Unread:
+            return recording
+        if key in self._wanted:
+            self._recorded[key] = recording
+        output = recording.output if recording.changed_in_place is False else _copy(recording.output)
+        self._lent.append((recording, output))
+        return output
 
     def _count(self, path: str) -> int:
         self._seen[path] = self._seen.get(path, 0) + 1
