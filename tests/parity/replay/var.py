@@ -11,7 +11,7 @@ from paperworks.generators.next_scale import NextScaleTransformer
 from paperworks.generators.next_scale_sampling import Edit, box_mask, keep_masks, sample
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQ
 from paperworks.training.config import ScheduleConfig
-from paperworks.training.schedules import cosine_move, rate
+from paperworks.training.schedules import cosine, rate
 from tests.parity.case import Case
 from tests.parity.replay._var_tokenizer import replay_tokenizer
 
@@ -46,7 +46,9 @@ def _replay_transformer(case: Case) -> dict[str, Tensor]:
 
     settings = {"guidance": kwargs["cfg"], "top_k": kwargs["top_k"], "top_p": kwargs["top_p"]}
     recorded = {
-        name.replace("_u_", "_uniform_"): value for name, value in inputs.items() if re.match(r"(gen|edit)_(u|exponential)_\d+$", name)
+        name.replace("_u_", "_uniform_"): value
+        for name, value in inputs.items()
+        if re.match(r"(gen|edit)_(u|exponential)_\d+$", name)
     }
     if any(name.startswith("gen_") for name in recorded):
 
@@ -76,7 +78,8 @@ def _schedules(case: Case) -> dict[str, Tensor]:
     """Learning rate and weight decay over training, with the settings that the case's notes record."""
     notes = case.metadata.get("notes", "")
     found = re.search(
-        r"steps 0,(\d+),\.\.,(\d+) of (\d+), warm-up (\d+), peak ([\d.]+), wp0 ([\d.]+), wpe ([\d.]+), wd ([\d.]+) -> ([\d.]+)", notes
+        r"steps 0,(\d+),\.\.,(\d+) of (\d+), warm-up (\d+), peak ([\d.]+), wp0 ([\d.]+), wpe ([\d.]+), wd ([\d.]+) -> ([\d.]+)",
+        notes,
     )
     if not found:
         return {}
@@ -85,7 +88,7 @@ def _schedules(case: Case) -> dict[str, Tensor]:
     for kind, name in (("cosine", "lr_wd_cos"), ("flat_linear", "lr_wd_lin0")):
         schedule = ScheduleConfig(kind=kind, warmup=warmup, warmup_start=start, end=end)  # type: ignore[arg-type]
         rows = [
-            (peak * rate(step, int(total), schedule), cosine_move(step, int(total), decay, decay_end))
+            (peak * rate(step, int(total), schedule), cosine(decay, decay_end)(step, int(total)))
             for step in range(0, int(last) + 1, int(stride))
         ]
         outputs[name] = torch.tensor(rows)
