@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from paperworks.errors import InputError
+from paperworks.errors import InputError, nearest
 
 MODULES = ("inceptionnext", "cifar")
 """modules of this room that have a table ENTRIES"""
@@ -72,9 +71,7 @@ def entries() -> dict[str, Entry]:
 def create(name: str, **arguments: Any) -> nn.Module:
     """A named network with random weights; `timm.create_model(name, pretrained=True)` also fetches released ones."""
     if name not in entries():
-        close = difflib.get_close_matches(name, entries(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(entries())}"
-        raise InputError(f"no network {name!r}; {hint}")
+        raise InputError(f"no network {name!r}{nearest(name, entries())}")
     return entries()[name].build(**arguments)
 
 
