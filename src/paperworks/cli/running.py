@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -62,13 +63,14 @@ def run(argv: list[str]) -> int:
     folder = options["out"] or RUNS / (slug if name == "laptop" else f"{slug}-{name}")
     if options["fresh"]:
         folder = next_free(folder)
-    command = shlex.join(["paperworks", "run", *argv])
+    command = _command(argv)
+    say = output.line if first_process() else _quiet
     this = Run.open(folder, slug=slug, recipe=name, arguments=arguments, config=recipe.config, command=command)
     if this.finished:
-        output.line(f"{folder} is finished ({output.report_line(folder)}); to start anew: paperworks run {slug} ... --fresh")
+        say(f"{folder} is finished ({output.report_line(folder)}); to start anew: paperworks run {slug} ... --fresh")
         return 0
     try:
-        this.execute(recipe, say=output.line if first_process() else _quiet)
+        this.execute(recipe, say=say)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; to go on: {_resuming(argv, folder, options['fresh'])}") from None
     if first_process():
@@ -99,14 +101,21 @@ def _recipe_asked_for(words: list[str]) -> str:
 def _resuming(argv: list[str], folder: Path, was_fresh: bool) -> str:
     """The command that continues this run: the same one, but --fresh would move on once more."""
     if not was_fresh:
-        return shlex.join(["paperworks", "run", *argv])
+        return _command(argv)
     kept, words = [], iter(argv)
     for word in words:
         if word == "--out":
             next(words)
         elif word != "--fresh" and not word.startswith("--out="):
             kept.append(word)
-    return shlex.join(["paperworks", "run", *kept, "--out", str(folder)])
+    return _command([*kept, "--out", str(folder)])
+
+
+def _command(argv: list[str]) -> str:
+    """The whole line, with the launcher when there are several processes."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    program = ["torchrun", "--nproc-per-node", processes, "-m"] if processes else []
+    return shlex.join([*program, "paperworks", "run", *argv])
 
 
 def _quiet(line: str) -> None:
