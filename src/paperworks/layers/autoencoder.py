@@ -6,6 +6,7 @@ Module names are those of the released checkpoints (down.N.block.M, mid.block_1,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: Sequence[int], groups: int, attention: bool, dropout: float):
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(a, b, groups, dropout) for a, b in zip(widths, widths[1:]))
+        self.block = nn.ModuleList(ResidualBlock(a, b, groups, dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(SpatialAttention(width, groups) for width in widths[1:] if attention)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ class MultiScaleVQ(nn.Module):
 
     @torch.no_grad()
     def usages(self, positions: float) -> list[float]:
-        """Share of codes in use per scale; `positions`: values hit per batch at the last scale (batch x H x W, all processes)."""
+        """Share of codes in use per scale; `positions`: batch x H x W of the feature map, over all processes."""
         margin = positions / self.vocab_size * USED
         return (self.ema_vocab_hit_SV >= margin).float().mean(1).tolist()
 
@@ -356,7 +356,9 @@ class MultiScaleVQVAE(nn.Module, Pretrained):
         if images.shape[1] != self.in_channels:
             raise InputError(f"images have {images.shape[1]} channels, the tokenizer was built for {self.in_channels}")
         if images.shape[-1] % self.downsampling or images.shape[-2] % self.downsampling:
-            raise InputError(f"images of {tuple(images.shape[-2:])} pixels do not divide by {self.downsampling}: crop or resize them")
+            raise InputError(
+                f"images of {tuple(images.shape[-2:])} pixels do not divide by {self.downsampling}: crop or resize them"
+            )
         return self.quant_conv(self.encoder(to_signed(images)))
 
     def encode(self, images: Tensor) -> list[Tensor]:
