@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from paperworks.training import fit
+from paperworks.training import fit, read_metrics
 from tests.training.tiny import Pictures, largest_difference
 from tests.training.worker import CASES, run
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("two processes")  # one launch for all tests
 BROKEN_OFF = {"ddp-phases": 6, "shard": 4, "shard-phases": 7}
 """cases that are broken off in a step and continued"""
 
@@ -41,6 +42,8 @@ def test_two_processes_equal_one(two_processes: Path, tmp_path: Path, case: str)
         for rank in (0, 1):
             theirs = load_file(two_processes / f"{case}-{name}-{rank}.safetensors")
             assert largest_difference(objective, theirs) < 1e-6, f"{name} weights of process {rank}"
+    evaluated = [read_metrics(folder)[-1]["eval/loss"] for folder in (tmp_path, two_processes / case)]
+    assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
     assert alone.averaged is alone.objective or largest_difference(alone.averaged, alone.objective) > 1e-5
 
 

@@ -179,6 +179,13 @@ def test_folder_of_another_recipe_is_refused(tmp_path: Path, changed: dict[str, 
         fit(Adversarial(), Pictures(), config(10, optimizers=ADVERSARIAL, **settings), tmp_path, label="")
 
 
+def test_folder_without_its_config_is_refused(tmp_path: Path) -> None:
+    fit(Classify(), Pictures(), config(2), tmp_path, label="")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints but no config\.json"):
+        fit(Classify(), Pictures(), config(2), tmp_path, label="")
+
+
 def test_what_does_not_change_the_result_may_change(tmp_path: Path) -> None:
     whole = fit(Classify(), Pictures(), config(10), tmp_path / "whole", label="")
     broken_off(Classify(), Pictures(), config(10, checkpoint_every=4), tmp_path / "parts", at=6)
@@ -208,7 +215,7 @@ class Slow(Adversarial):
         time.sleep(0.02)
         super().after_step(ctx)
 Slow.__qualname__ = "Adversarial"
-settings = config(60, batch_size=9, ema=0.9, optimizers=ADVERSARIAL, checkpoint_every=3)
+settings = config(60, batch_size=9, ema=0.9, optimizers=ADVERSARIAL, checkpoint_every=3, workers=1)
 fit(Slow(), Pictures(70), settings, sys.argv[1], label="tiny")
 """
 
@@ -222,6 +229,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -239,15 +247,16 @@ def test_kill_9_and_ctrl_c_in_real_processes(tmp_path: Path) -> None:
 
     process = start(folder)
     wait_for_rows(folder, 7, process)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
     process = start(folder)
     wait_for_rows(folder, 20, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the data worker gets it too
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0 and "KeyboardInterrupt" in output
     done = len(read_metrics(folder))
+    assert output.count("stopping after this step") == 1
     assert f"saved at step {done} of 60 in {folder}; the same command continues" in output
     assert (folder / f"checkpoints/step-{done:07d}").is_dir()
 

@@ -100,13 +100,21 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def latest_weights(folder: str | Path, *, averaged: bool = True) -> dict[str, Tensor]:
+def latest_weights(folder: str | Path, below: str = "", *, averaged: bool = True) -> dict[str, Tensor]:
     """The newest weights of a run's training folder, for use without the training loop: the averaged ones where the run
-    keeps an average and `averaged` is set. Keys are those of the objective's state dict ("model.…")."""
+    keeps an average and `averaged` is set.
+
+    below: a prefix such as "model."; only what lies below it is given, without the prefix, ready for `load_state_dict`.
+    """
     found = latest(Path(folder))
     if found is None:
         raise InputError(f"{folder} holds no checkpoint: nothing was trained there yet")
-    return (found.averaged() if averaged else None) or found.weights()
+    weights = (found.averaged() if averaged else None) or found.weights()
+    chosen = {name.removeprefix(below): value for name, value in weights.items() if name.startswith(below)}
+    if not chosen:
+        tops = sorted({name.split(".")[0] for name in weights})
+        raise InputError(f"{folder} holds no weights below {below!r}; there are {', '.join(tops)}")
+    return chosen
 
 
 # --- which recipe a folder belongs to ---------------------------------------------------------------------------------------
@@ -137,7 +145,8 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     if difference:
         field, then, now = difference
         raise InputError(
-            f"{folder} holds a run with {field} = {_short(then)}, but this one has {_short(now)}: use another folder, or delete that one"
+            f"{folder} holds a run with {field} = {_short(then)}, but this one has {_short(now)}: "
+            "use another folder, or delete that one"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ class Interrupts:
         self.wanted: int | None = None
         """the signal that came"""
         self._say = say
+        self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -29,6 +31,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data worker that was forked from here: the main process decides
         if self.wanted == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.wanted = self.wanted or number

@@ -25,7 +25,7 @@ from paperworks.training.metrics import FILE, MetricsFile, Running
 from paperworks.training.objective import Context, Objective
 from paperworks.training.optimizers import optimizer_config, phase_parameters
 from paperworks.training.precision import LossScale, autocast, resolve
-from paperworks.training.processes import Processes
+from paperworks.training.processes import Processes, first_to_be_started
 from paperworks.training.progress import TrainingProgress
 from paperworks.training.schedules import check as check_schedule
 from paperworks.training.seeds import mixed_seed, seed_global, untouched_randomness
@@ -86,12 +86,11 @@ def fit(
     folder = Path(folder)
     samples = _checked(objective, train_data, config)
     identity = {"objective": type(objective).__qualname__, "samples": samples, **to_plain(config)}
-    say = TrainingProgress(label, config.steps, 0).say
+    say = TrainingProgress(label, config.steps, 0, shown=first_to_be_started()).say
     saved = checkpoint.latest(folder, say)
     if saved:
         checkpoint.check_identity(folder, identity)
         if saved.step >= config.steps:
-            load_weights(objective, saved.weights())
             return _fitted(objective, saved, folder)
 
     processes = Processes(config.parallel)
@@ -197,7 +196,7 @@ def fit(
 
                 improved = False
                 if evaluate and (ending or _due(done, config.eval_every)):
-                    numbers = processes.share(_evaluated(evaluate, learner, average, precision, ctx))
+                    numbers = _evaluated(evaluate, learner, average, gear, ctx)
                     improved = run.note_best(best, numbers)
                     if metrics:
                         metrics.append({"step": done, **{f"eval/{name}": value for name, value in numbers.items()}})
@@ -209,8 +208,6 @@ def fit(
                     stop.leave()
 
     assert newest is not None
-    if learner is not objective:
-        load_weights(objective, newest.weights())
     return _fitted(objective, newest, folder)
 
 
@@ -248,17 +245,16 @@ def _restored_flags(objective: Objective) -> Iterator[None]:
             module._compiled_call_impl = None
 
 
-def _evaluated(
-    evaluate: Evaluate, objective: Objective, average: Average | None, precision: Any, ctx: Context
-) -> dict[str, float]:
+def _evaluated(evaluate: Evaluate, objective: Objective, average: Average | None, gear: Gear, ctx: Context) -> dict[str, float]:
     """Evaluate's numbers. Training notices nothing: modes, weights and global random numbers are as before."""
     modes = [(module, module.training) for module in objective.modules()]
     objective.eval()
     try:
         with untouched_randomness(ctx.device), average.applied() if average else nullcontext():
             seed_global(mixed_seed(ctx.seed, "evaluate", ctx.step), ctx.device)
-            with torch.no_grad(), autocast(precision, ctx.device):
-                return {name: float(value) for name, value in evaluate(objective, ctx).items()}
+            with torch.no_grad(), autocast(gear.precision, ctx.device), gear.processes.usable(objective):
+                numbers = {name: float(value) for name, value in evaluate(objective, ctx).items()}
+        return gear.processes.share(numbers)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -278,7 +274,7 @@ def _due(done: int, every: int | None) -> bool:
 
 
 def _fitted(objective: Objective, newest: Checkpoint, folder: Path) -> Fitted:
-    objective.eval()
+    load_weights(objective.eval(), newest.weights())
     averaged, weights = objective, newest.averaged()
     if weights is not None:
         averaged = copy.deepcopy(objective)

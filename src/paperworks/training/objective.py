@@ -75,6 +75,12 @@ class Context:
         seed = mixed_seed(self.seed, name, self.step, self.micro, self.rank)
         return torch.Generator(device=self.device).manual_seed(seed)
 
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place: statistics of a whole batch that `after_step` keeps (code books, centres)."""
+        if self.world > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
 
 Schedule = Callable[[int, int], float]
 """A scalar over training: (step, max_steps) -> value."""

@@ -121,6 +121,9 @@ def build(objective: Objective, named: Named, config: OptimizerConfig, *, sharde
 
     from timm import optim
 
+    for group in groups:  # layer-wise trust ratios for weights, also without weight decay; never for vectors
+        if config.name in ("lamb", "lars"):
+            group["always_adapt"] = group["moves"]
     match config.name:
         case "lamb":  # its own clipping is off: the loop clips
             return optim.Lamb(groups, **common, betas=config.betas, eps=config.eps, max_grad_norm=None)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -59,6 +60,21 @@ class Processes:
         wrapped = self.fabric.setup_module(objective)
         return wrapped if self.world > 1 else objective  # Fabric's own wrapper has nothing to do for one process
 
+    @contextmanager
+    def usable(self, objective: nn.Module) -> Iterator[None]:
+        """Within the block a sharded objective's parts can be called without going through the objective itself."""
+        if not self.sharded:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        assert isinstance(objective, FSDPModule)
+        objective.unshard()  # what lies outside the blocks; blocks gather their own when called
+        try:
+            yield
+        finally:
+            objective.reshard()
+
     def accumulating(self, module: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
         """Without exchange of gradients while more micro-batches follow."""
         return self.fabric.no_backward_sync(module) if self.world > 1 and more_to_come else nullcontext()
@@ -95,6 +111,11 @@ class Processes:
     def wait(self) -> None:
         if self.world > 1:
             self.fabric.barrier()
+
+
+def first_to_be_started() -> bool:
+    """Whether this is the first process, before any is set up."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def shard(objective: nn.Module, mesh: Any) -> nn.Module:

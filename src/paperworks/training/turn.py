@@ -100,7 +100,8 @@ class Turn:
         (clipped to the largest norm), the norm of that gradient, and whether it and the loss are finite everywhere."""
         gear = self.gear
         device, world, sharded = gear.processes.device, gear.processes.world, gear.processes.sharded
-        count = torch.as_tensor(losses.count, dtype=torch.float64, device=device)
+        given = losses.count
+        count = given.double() if isinstance(given, Tensor) else torch.full((), given, dtype=torch.float64, device=device)
         loss_is_fine = torch.isfinite(losses.total)
         squares = torch.stack(torch._foreach_norm(gradients)).square().sum() if gradients else torch.zeros((), device=device)
         if world > 1:
