@@ -11,6 +11,7 @@ from torch import nn
 from paperworks.compression.distortion import (
     Additivity,
     Curve,
+    additivity,
     gaussian_images,
     joint_distortion,
     measure_curves,
@@ -64,7 +65,7 @@ def test_curves_equal_full_re_runs(net):
     if net == "small":
         model, images = small_net(), IMAGES
     elif net == "resnet18":
-        model, images = timm.create_model("resnet18", num_classes=5), torch.rand(4, 3, 32, 32)
+        model, images = timm.create_model("resnet18", num_classes=5), torch.rand(2, 3, 32, 32)
     else:
         model = timm.create_model("inception_next_tiny", num_classes=5, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
         images = torch.rand(4, 3, 32, 32)
@@ -130,7 +131,28 @@ def test_joint_distortion_of_nothing_is_zero_and_modes_are_put_back():
         twin[6].bias += 2
     mean, worst = joint_distortion(model, twin, IMAGES, batch_size=4)
     assert mean == pytest.approx(4, rel=1e-5) and worst == pytest.approx(4, rel=1e-5)
-    assert Additivity(0.5, 3.0, 2.0).ratio == 1.5
+    assert Additivity(3.0, 2.0).ratio == 1.5
+
+
+def test_additivity_measures_both_sides():
+    model = small_net()
+    layers = prunable_layers(model)
+    curves = {c.layer.name: c for c in measure_curves(model, IMAGES, ratios=ratio_grid(5))}
+    chosen = (1, 2, 0)
+    removed = [curves[layer.name].removed[i] for layer, i in zip(layers, chosen)]
+    both = additivity(model, layers, removed, IMAGES, batch_size=4)
+    for measure in ("mean", "worst"):
+        alone = sum(curves[layer.name].values(measure)[i] for layer, i in zip(layers, chosen))
+        assert both[measure].summed == pytest.approx(alone, rel=1e-5)
+    pruned = copy.deepcopy(model)
+    for layer, units in zip(layers, removed):
+        weight = effective_weight(pruned, layer)
+        weight.copy_(weight * smallest_removed(weight, torch.ones_like(weight, dtype=torch.bool), units))
+    assert (both["mean"].joint, both["worst"].joint) == pytest.approx(joint_distortion(model, pruned, IMAGES), rel=1e-5)
+    set_masks(model, {"4": torch.rand(12, 216, generator=torch.Generator().manual_seed(0)) > 0.5})
+    now = [0, int((~model[4].parametrizations.weight[0].keep).sum()), 0]
+    nothing = additivity(model, layers, now, IMAGES)
+    assert nothing["mean"] == Additivity(0.0, 0.0)
 
 
 def test_an_output_that_is_not_finite_forbids_the_ratio():

@@ -99,8 +99,23 @@ def measure_curves(
     layers = list(layers or prunable_layers(model))
     pattern = pattern or SingleWeights()
     masks = current_masks(model, layers)
-    runner = SuffixRunner(baked_copy(model), images[:2], readout)
     plans = {layer.name: _plan(layer, masks[layer.name], grid, pattern, every) for layer in layers}
+    found = _measure(model, images, layers, plans, masks, pattern, batch_size, readout)
+    return [_curve(layer, plans[layer.name], mean, worst) for layer, (mean, worst) in zip(layers, found)]
+
+
+def _measure(
+    model: nn.Module,
+    images: Tensor,
+    layers: Sequence[PrunableLayer],
+    plans: Mapping[str, Sequence[_Point]],
+    masks: Masks,
+    pattern: Pattern,
+    batch_size: int,
+    readout: Readout | None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(mean, worst) at the points to measure of each layer's plan, zeros at the others."""
+    runner = SuffixRunner(baked_copy(model), images[:2], readout)
     sums = {name: np.zeros(len(plan)) for name, plan in plans.items()}
     largest = {name: np.zeros(len(plan)) for name, plan in plans.items()}
     ordered = runner.in_call_order(layers)
@@ -111,7 +126,7 @@ def measure_curves(
         for i, change in changes:
             sums[layer.name][i] += float(change.sum())
             largest[layer.name][i] = max(largest[layer.name][i], float(change.max()))
-    return [_curve(layer, plans[layer.name], sums[layer.name] / len(images), largest[layer.name]) for layer in layers]
+    return [(sums[layer.name] / len(images), largest[layer.name]) for layer in layers]
 
 
 def joint_distortion(
@@ -132,13 +147,44 @@ def joint_distortion(
 class Additivity:
     """Does pruning all layers at once cost what the single layers cost together?"""
 
-    sparsity: float
     joint: float
+    """distortion with all layers pruned"""
     summed: float
+    """sum over layers of the distortion with that one alone pruned"""
 
     @property
     def ratio(self) -> float:
         return self.joint / self.summed if self.summed else math.nan
+
+
+def additivity(
+    model: nn.Module,
+    layers: Sequence[PrunableLayer],
+    removed: Sequence[int],
+    images: Tensor,
+    *,
+    pattern: Pattern | None = None,
+    batch_size: int = 64,
+    readout: Readout | None = None,
+) -> dict[Measure, Additivity]:
+    """Both sides measured on the same images, for removing `removed[l]` units of layer l. The model is never touched."""
+    pattern = pattern or SingleWeights()
+    masks = current_masks(model, layers)
+    plans = {}
+    for layer, units in zip(layers, removed, strict=True):
+        kept = layer.numel - units * (layer.numel // pattern.units(layer.shape))
+        now = int(torch.count_nonzero(masks[layer.name]))
+        plans[layer.name] = [_Point(0.0, 0, now, False), _Point(1.0, units, kept, True)]
+    alone = _measure(model, images, layers, plans, masks, pattern, batch_size, readout)
+    pruned = baked_copy(model)
+    for layer, units in zip(layers, removed):
+        weight = effective_weight(pruned, layer)
+        weight.mul_(pattern.rank(weight.abs().masked_fill(~masks[layer.name], -1.0)) >= units)
+    mean, worst = joint_distortion(model, pruned, images, batch_size=batch_size, readout=readout)
+    return {
+        "mean": Additivity(mean, sum(float(found[0][1]) for found in alone)),
+        "worst": Additivity(worst, sum(float(found[1][1]) for found in alone)),
+    }
 
 
 def gaussian_images(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -189,7 +235,9 @@ def _sweep(
     weight = effective_weight(runner.model, layer)
     dense = weight.clone()
     rank = pattern.rank(dense.abs().masked_fill(~masks[layer.name], -1.0))
-    done: dict[int, Tensor] = {plan[0].removed: torch.zeros(len(batch), dtype=torch.float64)}
+    unchanged = layer.numel - int(torch.count_nonzero(masks[layer.name]))
+    per_unit = layer.numel // pattern.units(layer.shape)
+    done: dict[int, Tensor] = {unchanged // per_unit: torch.zeros(len(batch), dtype=torch.float64)}
     for i, point in enumerate(plan):
         if not point.measured:
             continue
