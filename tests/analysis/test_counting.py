@@ -57,6 +57,9 @@ def test_transposed_convolution() -> None:
 def test_inference_mode_changes_nothing() -> None:
     with torch.inference_mode():
         assert count_macs(nn.Linear(3, 5), torch.zeros(2, 7, 3)) == 2 * 7 * 3 * 5
+        found = macs_by_kind(nn.Conv2d(4, 4, 3, groups=4), torch.zeros(1, 4, 3, 3))
+        assert found["depthwise"] == sum(found.values()) == 4 * 9
+        assert count_macs(nn.Conv1d(4, 4, 3), torch.zeros(1, 4, 3)) == 4 * 4 * 3
 
 
 def test_the_module_is_left_as_it_was() -> None:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -54,7 +55,7 @@ def test_streaming_equals_all_at_once(cuts: list[int], offset: float) -> None:
     features = normal(60, 5) + offset
     stats = GaussianStats()
     edges = [0, *sorted(cuts), 60]
-    for start, end in zip(edges, edges[1:]):
+    for start, end in itertools.pairwise(edges):
         stats.update(features[start:end])
     assert stats.count == 60
     torch.testing.assert_close(stats.mean, features.mean(0))

@@ -38,8 +38,7 @@ def macs_by_kind(module: nn.Module, *inputs: Any) -> dict[Kind, int]:
     """`count_macs` split by kind of operation; kinds that do not occur are 0."""
     if not any(isinstance(given, Tensor) for given in inputs):
         raise InputError("counting needs an input to run the module on, such as torch.zeros(1, 3, 224, 224, device='meta')")
-    # inference mode would keep some operators whole that have formulas for their parts only
-    with _evaluating(module), torch.inference_mode(False), torch.no_grad(), _Tally() as tally:
+    with _evaluating(module), torch.no_grad(), _Tally() as tally:
         module(*inputs)
     return tally.macs
 
@@ -54,10 +53,14 @@ class _Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func.overloadpacket
+        if packet not in flop_registry and packet not in PROCESSOR_ATTENTION:
+            with self:  # inference tensors come with whole operators, such as linear, that have formulas for their parts only
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
         out = func(*args, **kwargs)
         if packet in PROCESSOR_ATTENTION:
             self.macs["attention"] += sdpa_flop_count(*(each.shape for each in args[:3])) // 2
-        elif packet in flop_registry:
+        else:
             self.macs[_kind(packet, args)] += flop_registry[packet](*args, **kwargs, out_val=out) // 2
         return out
 

@@ -193,7 +193,7 @@ def lpips(made: Tensor, reference: Tensor, network: Literal["alex", "vgg", "sque
     metric = _lpips(network)
     metric.reset()
     for start in range(0, len(made), 16):
-        pair = (images[start : start + 16].expand(-1, 3, -1, -1) for images in (made, reference))
+        pair = (images[start : start + 16].expand(-1, 3, -1, -1).float() for images in (made, reference))
         metric.update(*pair)
     return float(metric.compute())
 
@@ -219,4 +219,4 @@ def _pair(made: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     for images in (made, reference):
         if not images.is_floating_point() or not images.isfinite().all() or images.min() < -1e-4 or images.max() > 1 + 1e-4:
             raise InputError("images must be floats in [0, 1] without NaN: divide uint8 by 255, clamp what a network made")
-    return made.float().clamp(0, 1), reference.float().clamp(0, 1)
+    return made.double().clamp(0, 1), reference.double().clamp(0, 1)  # variances of flat areas are lost in float32
