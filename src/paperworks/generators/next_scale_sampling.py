@@ -23,6 +23,7 @@ class ScaleTokenizer(Protocol):
 
     @property
     def patch_nums(self) -> tuple[int, ...]: ...
+    def encode(self, images: Tensor) -> list[Tensor]: ...
     def begin(self, rows: int) -> Tensor: ...
     def lookup(self, indices: Tensor) -> Tensor: ...
     def codes(self) -> Tensor: ...
@@ -138,6 +139,36 @@ def keep_masks(mask: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
         keep = F.interpolate(mask[:, None].float(), size=(side, side), mode="bilinear", align_corners=False) > 0.5
         kept.append(torch.ones_like(keep).float() if side * side <= 3 else keep.float())
     return kept
+
+
+@torch.inference_mode()
+def inpaint(
+    model: NextScaleTransformer,
+    tokenizer: ScaleTokenizer,
+    images: Tensor,
+    hole: Tensor,
+    labels: Tensor,
+    draws: Draws,
+    *,
+    paste: bool = True,
+    guidance: float = 1.5,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    smooth: bool = False,
+) -> Tensor:
+    """Make the pixels of `hole` anew: images [B, C, H, W] in [0, 1], hole [B, H, W] or [H, W], 1 inside -> images.
+
+    The label num_classes fills in freely (in- and out-painting), any other edits towards that class. `paste` puts the known
+    pixels back exactly; without it they pass through the tokenizer.
+    """
+    if hole.shape[-2:] != images.shape[-2:]:
+        raise InputError(f"the mask has {tuple(hole.shape[-2:])} pixels, the image {tuple(images.shape[-2:])}: make them equal")
+    hole = (hole if hole.dim() == 3 else hole[None]).expand(len(images), -1, -1)
+    keep = keep_masks(image_keep_mask(hole, model.patch_nums[-1]), model.patch_nums)
+    edit = Edit(tokenizer.encode(images), keep)
+    drawn = sample(model, tokenizer, labels, draws, guidance=guidance, top_k=top_k, top_p=top_p, smooth=smooth, edit=edit)
+    made = tokenizer.decode_features(drawn.features)
+    return torch.where(hole[:, None] > 0, made, images) if paste else made
 
 
 @torch.inference_mode()
