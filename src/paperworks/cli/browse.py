@@ -138,9 +138,10 @@ def _millions(variant: Variant) -> float:
     """Counted on the meta device: nothing is allocated."""
     import torch
 
+    from paperworks.analysis.counting import count_parameters
+
     with torch.device("meta"):
-        network = variant.build()
-    return sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        return count_parameters(variant.build()) / 1e6
 
 
 def _functions(table: dict[str, Any], skip: int = 0) -> list[dict[str, str]]:
