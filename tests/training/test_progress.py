@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def test_a_line_every_tenth_when_not_a_terminal(tmp_path: Path, capsys: pytest.C
     fit(Classify(), Pictures(), config(40), tmp_path, label="digits")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
-    assert lines[0].startswith("digits: 4/40  loss ") and "img/s" in lines[0] and lines[0].endswith("left")
+    assert re.fullmatch(r"digits: 4/40  \d+:\d\d left  \d+ img/s  loss \S+", lines[0])
     assert lines[-1].startswith("digits: 40/40")
 
 

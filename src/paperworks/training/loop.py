@@ -79,10 +79,11 @@ def fit(
 
     Continues from the newest checkpoint in `folder` as if it had never been stopped, and returns at once when that one is
     the last step. Raises InputError before the first step when data, batch, phases or the folder do not fit, DivergedError
-    when `config.non_finite` says to give up, KeyboardInterrupt after Ctrl-C (with run saved).
+    when `config.non_finite` says to give up, KeyboardInterrupt after Ctrl-C (with everything saved).
     """
     from paperworks.data import Loader  # late, like Fabric: reading images needs torchvision
 
+    # --- does the folder already hold this run, or another one?
     folder = Path(folder)
     samples = _checked(objective, train_data, config)
     identity = {"objective": type(objective).__qualname__, "samples": samples, **to_plain(config)}
@@ -93,9 +94,11 @@ def fit(
         if saved.step >= config.steps:
             return _fitted(objective, saved, folder)
 
+    # --- who takes part, and in which number format
     processes = Processes(config.parallel)
     device, world = processes.device, processes.world
     check_split(config, samples, world)
+    _check_whole_batch(objective, config, processes)
     share = config.batch_size // world
     computed_in = checkpoint.read_identity(folder).get("computed_in") if saved else None
     precision = computed_in or resolve(config.precision, device)
@@ -104,6 +107,7 @@ def fit(
     processes.wait()
 
     with untouched_randomness(device), _restored_flags(objective):
+        # --- what learns: freeze what no phase trains, wrap, build optimisers
         # A sharded module cannot be put together again in place, so sharding works on a copy.
         learner = copy.deepcopy(objective) if processes.sharded else objective
         if config.channels_last:
@@ -140,6 +144,7 @@ def fit(
             )
             for phase, named in phases
         ]
+        # --- what else has a state: average, data order; then back to where a stopped run was
         average = Average(learner, trained, config.ema, config.ema_warmup) if config.ema is not None else None
         loader = Loader(
             train_data, config.batch_size, seed=config.seed, workers=config.workers, rank=processes.rank, world=world
@@ -152,10 +157,14 @@ def fit(
         metrics = MetricsFile(folder, first_step) if processes.first else None
         newest: Checkpoint | None = saved
 
-        with TrainingProgress(label, config.steps, first_step, shown=processes.first) as progress, Interrupts(say) as stop:
+        with (
+            TrainingProgress(label, config.steps, first_step, shown=processes.first) as progress,
+            Interrupts(progress.say) as stop,
+        ):
             if saved:
                 progress.say(f"continuing from step {first_step}")
-            stretch, stretch_steps = 0.0, 0
+            stretch, stretch_steps = 0.0, 0  # seconds and steps since the last row of metrics
+
             for step in range(first_step, config.steps):
                 started = time.perf_counter()
                 ctx = Context(step, config.steps, config.seed, processes.rank, world, device)
@@ -177,6 +186,7 @@ def fit(
                 if average:
                     average.update()
 
+                # --- the step is done; the rest is for people and for the day the power fails
                 done = run.step = step + 1
                 stretch, stretch_steps = stretch + time.perf_counter() - started, stretch_steps + 1
                 run.seconds += time.perf_counter() - started
@@ -225,11 +235,17 @@ def _checked(objective: Objective, train_data: Any, config: TrainConfig) -> int:
         optimizer = optimizer_config(config, phase)
         check_schedule(optimizer.schedule, f"optimizers.{phase.optimizer}.schedule", config.steps)
         phase_parameters(objective, phase, optimizer)
-    if objective.needs_full_batch and not isinstance(objective, TwoPass) and config.micro_batch is not None:
-        raise InputError(
-            f"micro_batch: {type(objective).__name__} compares samples of the whole batch; it must derive from TwoPass for that"
-        )
     return len(train_data)
+
+
+def _check_whole_batch(objective: Objective, config: TrainConfig, processes: Processes) -> None:
+    if isinstance(objective, TwoPass):
+        if processes.sharded:
+            raise InputError("parallel='shard' does not go with losses over the whole batch (TwoPass); use parallel='ddp'")
+    elif objective.needs_full_batch and (config.micro_batch is not None or processes.world > 1):
+        cut = "micro_batch" if config.micro_batch is not None else f"{processes.world} processes"
+        name = type(objective).__name__
+        raise InputError(f"{cut}: {name} compares samples of the whole batch; it must derive from TwoPass to be cut up")
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
 
 NOT_LOSSES = ("step", "seconds", "lr", "grad_norm", "images_per_second", "skipped")
+BAR = 16
+"""width of the bar in characters"""
 
 
 class TrainingProgress:
@@ -27,16 +30,12 @@ class TrainingProgress:
         if self.shown and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[losses]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=BAR),
+                TextColumn("{task.fields[text]}", markup=False),
                 console=self.console,
                 refresh_per_second=4,
             )
-            self._task = self._bar.add_task(label, total=total, completed=start, losses="")
+            self._task = self._bar.add_task(escape(label), total=total, completed=start, text="")
 
     def __enter__(self) -> TrainingProgress:
         if self._bar:
@@ -60,16 +59,24 @@ class TrainingProgress:
             now = time.monotonic()
             if now - self._drawn > 0.2 or done == self.total:
                 self._drawn = now
-                self._bar.update(self._task, completed=done, losses=self._losses)
+                self._bar.update(self._task, completed=done, text=self._text(done)[: self._room])
         elif 10 * done // self.total > self._tenth:
             self._tenth = 10 * done // self.total
-            self.say(f"{done}/{self.total}  {self._losses}  {self._time_left(done)} left")
+            self.say(self._text(done))
 
     def losses(self, row: Mapping[str, Any]) -> None:
         """The newest row of metrics."""
         shown = [f"{name} {v:.4g}" for name, v in row.items() if isinstance(v, float) and _is_loss(name)][:4]
         speed = row.get("images_per_second")
-        self._losses = "  ".join([*shown, f"{speed:.0f} img/s" if speed else ""]).strip()
+        self._losses = "  ".join([f"{speed:.0f} img/s" if speed else "", *shown]).strip()
+
+    def _text(self, done: int) -> str:
+        return f"{done}/{self.total}  {self._time_left(done)} left  {self._losses}".rstrip()
+
+    @property
+    def _room(self) -> int:
+        """Characters beside label and bar; what does not fit is cut at the end."""
+        return max(10, self.console.width - len(self.label) - BAR - 2)
 
     def _time_left(self, done: int) -> str:
         seconds = (time.monotonic() - self._began) / max(1, done - self.start) * (self.total - done)
