@@ -115,11 +115,11 @@ def _measure(
     readout: Readout | None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(mean, worst) at the points to measure of each layer's plan, zeros at the others."""
-    runner = SuffixRunner(baked_copy(model), images[:2], readout)
+    runner = SuffixRunner(baked_copy(model), images[:1], readout)
     sums = {name: np.zeros(len(plan)) for name, plan in plans.items()}
     largest = {name: np.zeros(len(plan)) for name, plan in plans.items()}
     ordered = runner.in_call_order(layers)
-    full_only = {layer.name for layer in ordered if not runner.agrees(layer, images[:2])}
+    full_only = {layer.name for layer in ordered if not runner.agrees(layer, images[:1])}
     batches = images.split(batch_size)
     for batch, layer in _with_progress([(b, layer) for b in batches for layer in ordered], "distortion curves"):
         changes = _sweep(runner, layer, batch, masks, plans[layer.name], pattern, full=layer.name in full_only)
