@@ -18,24 +18,15 @@ from safetensors.torch import load_file
 from paperworks.errors import InputError
 from paperworks.training import Fitted, Objective, OptimizerConfig, ParameterRule, TrainConfig, checkpoint, fit, read_metrics
 from tests.training.tiny import ADVERSARIAL, Adversarial, Classify, Pictures, config, equal
-from tests.training.worker import BrokenOff
+from tests.training.worker import BrokenOff, breaks_off
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("images_per_second", "seconds")
 
 
 def broken_off(objective: Objective, data: Any, settings: TrainConfig, folder: Path, at: int) -> None:
-    steps = 0
-
-    def count(batch: Any, generator: torch.Generator) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == at:
-            raise BrokenOff
-        return batch
-
     with pytest.raises(BrokenOff):
-        fit(objective, data, settings, folder, batch_transform=count, label="")
+        fit(objective, data, settings, folder, batch_transform=breaks_off(at), label="")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -45,18 +45,23 @@ class BrokenOff(Exception):
     pass
 
 
-def run(folder: Path, case: str, stop: int | None = None) -> Fitted:
-    make, settings = CASES[case]
+def breaks_off(at: int | None) -> Callable[[Batch, torch.Generator], Batch]:
+    """A batch transform that changes nothing and raises BrokenOff when called for the `at`-th time."""
     steps = 0
 
     def count(batch: Batch, generator: torch.Generator) -> Batch:
         nonlocal steps
         steps += 1
-        if steps == stop:
+        if steps == at:
             raise BrokenOff
         return batch
 
-    return fit(make(), Pictures(), settings, folder, batch_transform=count, evaluate=evaluate, label="")
+    return count
+
+
+def run(folder: Path, case: str, stop: int | None = None) -> Fitted:
+    make, settings = CASES[case]
+    return fit(make(), Pictures(), settings, folder, batch_transform=breaks_off(stop), evaluate=evaluate, label="")
 
 
 def evaluate(objective: Objective, ctx: Context) -> dict[str, float]:
