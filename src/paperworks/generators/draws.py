@@ -56,7 +56,8 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logits.double().softmax(-1).cumsum(-1)
     # the last sum can miss 1 by rounding; dividing keeps every draw inside the support
     cumulative = cumulative / cumulative[..., -1:]
-    return torch.searchsorted(cumulative, uniform.double()[..., None], right=True)[..., 0]
+    below_one = uniform.double().clamp(max=1 - 2**-53)  # float32 numbers just below 1 arrive as 1
+    return torch.searchsorted(cumulative, below_one[..., None], right=True)[..., 0]
 
 
 def guide(conditional: Tensor, null: Tensor, weight: float) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,10 +51,13 @@ class _SinglePhi(nn.Module):
 
 def phi_index(progress: float, count: int) -> int:
     """Which of `count` convolutions serves a scale at `progress` = k / (K - 1): the one with the nearest tick. Ticks lie
-    evenly between 1/(2n) and 1 - 1/(2n); released weights with four of them use 1/(3n) and 1 - 1/(3n)."""
+    evenly between 1/(2n) and 1 - 1/(2n); released weights with four of them use 1/(3n) and 1 - 1/(3n).
+
+    With ten scales and four ticks two scales lie halfway between ticks. Which side they take is decided by the last bit of
+    numpy's arithmetic, and the released weights were trained with that choice: hence numpy here.
+    """
     edge = 1 / 3 / count if count == 4 else 1 / 2 / count
-    ticks = torch.linspace(edge, 1 - edge, count, dtype=torch.float64)
-    return int((ticks - progress).abs().argmin())
+    return int(np.abs(np.linspace(edge, 1 - edge, count) - progress).argmin())
 
 
 @dataclass(frozen=True)
