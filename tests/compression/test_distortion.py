@@ -174,6 +174,7 @@ def test_zero_data_images_are_standard_normal():
     [
         (dict(images=IMAGES[:0]), "calibration batch is empty"),
         (dict(images=IMAGES, ratios=(0.0, 0.5)), "rise from 0 to 1"),
+        (dict(images=IMAGES, every=0), "every=0"),
         (dict(images=IMAGES, ratios=(0.1, 1.0)), "rise from 0 to 1"),
         (dict(images=IMAGES * float("nan")), "not finite"),
     ],

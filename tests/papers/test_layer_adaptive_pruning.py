@@ -157,6 +157,22 @@ def test_variants_have_the_printed_size(name):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(variant.parameters, rel=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (['schemes=["rd","lmap"]'], "no 'lmap'; did you mean 'lamp'"),
+        (["sparsities=[0.5,1.0]"], "1.0 is not a share"),
+        (['schemes=["lamp"]'], "at least the scheme rd"),
+        (["network.name=resnet21_cifar"], "resnet21_cifar"),
+        (["data=photos"], "no labels"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_trained(changes, message):
+    config = paper.build_recipe("laptop", {}, changes).config
+    with pytest.raises(InputError, match=message):
+        stages.Problem.open(config).network()
+
+
 # --- networks of the library and of timm, end to end -----------------------------------------------------------------------
 
 

@@ -94,6 +94,8 @@ def measure_curves(
     """
     grid = tuple(ratios) if ratios is not None else ratio_grid()
     _check_grid(grid)
+    if every < 1:
+        raise InputError(f"every={every}: measure every ratio (1) or each n-th (2, 3, ...)")
     if len(images) == 0:
         raise InputError("the calibration batch is empty; give at least one image")
     layers = list(layers or prunable_layers(model))
@@ -115,6 +117,7 @@ def _measure(
     readout: Readout | None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(mean, worst) at the points to measure of each layer's plan, zeros at the others."""
+    images = images.to(next(model.parameters()).device)
     runner = SuffixRunner(baked_copy(model), images[:1], readout)
     sums = {name: np.zeros(len(plan)) for name, plan in plans.items()}
     largest = {name: np.zeros(len(plan)) for name, plan in plans.items()}
@@ -136,7 +139,7 @@ def joint_distortion(
     readout = readout or first_tensor
     total, worst = 0.0, 0.0
     with torch.no_grad(), eval_mode(model), eval_mode(changed):
-        for batch in images.split(batch_size):
+        for batch in images.to(next(model.parameters()).device).split(batch_size):
             change = _squared_change(readout(changed(batch)), readout(model(batch)))
             total += float(change.sum())
             worst = max(worst, float(change.max()))

@@ -97,7 +97,7 @@ def _count_work(model: nn.Module, example: Tensor, layers: Sequence[PrunableLaye
     ]
     try:
         with torch.no_grad(), eval_mode(model):
-            model(example[:1])
+            model(example[:1].to(next(model.parameters()).device))
     finally:
         for handle in hooks:
             handle.remove()

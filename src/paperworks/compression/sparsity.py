@@ -86,7 +86,8 @@ def current_masks(model: nn.Module, layers: Sequence[PrunableLayer]) -> Masks:
     masks: Masks = {}
     for layer in layers:
         mask = _mask_of(model.get_submodule(layer.owners[0]))
-        masks[layer.name] = torch.ones(layer.shape, dtype=torch.bool) if mask is None else mask.keep.clone()
+        weight = effective_weight(model, layer)
+        masks[layer.name] = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.keep.clone()
     return masks
 
 

@@ -12,16 +12,18 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from paperworks.compression.allocation import SCHEMES
 from paperworks.compression.distortion import eval_mode, gaussian_images
 from paperworks.compression.iterative import CurveConfig, IterativeConfig
 from paperworks.data import ImageSource, Transformed, lite0_weights, open_images, random_crops
-from paperworks.data.transforms import Drawn, eval_crop, eval_shift, train_crop, train_shift
-from paperworks.errors import InputError
+from paperworks.data.transforms import Drawn, eval_crop, eval_shift, to_float, train_crop, train_shift
+from paperworks.errors import InputError, nearest
 from paperworks.objectives.classify import Normalise
 from paperworks.training import TrainConfig
 
 LITE0_RANGE = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """mean and deviation that EfficientNet-Lite0's weights expect"""
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 KEPT_NUMBERS = 100_000_000
 """pixel values of test images that are kept in memory"""
 
@@ -76,6 +78,7 @@ class Problem:
 
     @classmethod
     def open(cls, config: PruningConfig) -> Problem:
+        _check(config)
         needed: Literal["required", "auto"] = "required" if config.training or config.iterative else "auto"
         train = open_images(config.data, split="train", strict=config.strict, labels=needed)
         test = open_images(config.data, split="test", strict=config.strict, labels=needed)
@@ -139,9 +142,10 @@ class Problem:
 
     def prepared(self, source: ImageSource, indices: Tensor) -> Tensor:
         """Images of a source as the network's size, float in [0, 1]."""
-        size = self.config.network.image_size
-        view = Transformed(source, self._evaluation(size), seed=0)
-        images = torch.stack([view[int(i)]["image"].as_subclass(Tensor) for i in indices]).float() / 255
+        view = Transformed(source, self._evaluation(self.config.network.image_size), seed=0)
+        together = view.batch(indices.tolist())
+        pixels = together["image"] if together else torch.stack([view[int(i)]["image"] for i in indices]).as_subclass(Tensor)
+        images = to_float(pixels)
         return images.expand(-1, 3, -1, -1) if self.channels == 3 and images.shape[1] == 1 else images
 
     def _pixels(self, source: ImageSource, count: int) -> Tensor:
@@ -164,7 +168,7 @@ class Problem:
             network = self._architecture(weights=weights is None)
         if weights is not None:
             load_model(network, str(weights))
-        return network.eval()
+        return network.eval().to(DEVICE)
 
     def _architecture(self, *, weights: bool) -> nn.Module:
         config = self.config.network
@@ -193,7 +197,7 @@ class Evaluation:
     @torch.no_grad()
     def log_probabilities(self, network: nn.Module) -> Tensor:
         with eval_mode(network):
-            return torch.cat([network(batch).log_softmax(1) for batch in self.problem.test_batches()])
+            return torch.cat([network(batch.to(DEVICE)).log_softmax(1).cpu() for batch in self.problem.test_batches()])
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """accuracy and agreement in percent, KL(dense || this) in nats."""
@@ -206,6 +210,18 @@ class Evaluation:
         if self.labels is not None and len(self.problem.classes) == found.shape[1]:
             numbers = {"accuracy": 100 * float((said == self.labels).float().mean())} | numbers
         return numbers
+
+
+def _check(config: PruningConfig) -> None:
+    known = ("rd", "rd-worst", "rd-mean", *SCHEMES)
+    for scheme in config.schemes:
+        if scheme not in known:
+            raise InputError(f"schemes: no {scheme!r}{nearest(scheme, known)}")
+    for sparsity in config.sparsities:
+        if not 0 < sparsity < 1:
+            raise InputError(f"sparsities: {sparsity} is not a share between 0 and 1")
+    if "rd" not in config.schemes or not config.sparsities:
+        raise InputError("schemes and sparsities: give at least the scheme rd and one sparsity")
 
 
 def _strided(length: int, count: int) -> Tensor:

@@ -37,7 +37,7 @@ from paperworks.papers._pruning_claims import (
     scaling,
     trained_and_compared,
 )
-from paperworks.papers._pruning_problem import Evaluation, NetworkConfig, Problem, PruningConfig
+from paperworks.papers._pruning_problem import DEVICE, Evaluation, NetworkConfig, Problem, PruningConfig
 from paperworks.papers._pruning_report import report_stage
 from paperworks.papers._pruning_stages import (
     DENSE,
@@ -208,7 +208,7 @@ def predict(run: Run, images: str, top: int = 3) -> list[dict[str, Any]]:
     rows = []
     for indices in torch.arange(len(source)).split(64):
         with torch.no_grad():
-            chances = network(problem.normalised(problem.prepared(source, indices))).softmax(1)
+            chances = network(problem.normalised(problem.prepared(source, indices)).to(DEVICE)).softmax(1).cpu()
         best = chances.topk(min(top, chances.shape[1]), dim=1)
         for i, values, classes in zip(indices.tolist(), best.values.tolist(), best.indices.tolist()):
             said = ", ".join(f"{names[c] if c < len(names) else c} {v:.1%}" for c, v in zip(classes, values))
@@ -252,7 +252,7 @@ def export(
     elif to == "safetensors":
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, str(path))
     else:
-        _to_onnx(nn.Sequential(Normalise(problem.mean, problem.std), network), problem, path)
+        _to_onnx(nn.Sequential(Normalise(problem.mean, problem.std), network.cpu()), problem, path)
     return {"file": str(path), "bytes": path.stat().st_size, "of": (run.folder / DENSE).stat().st_size}
 
 
