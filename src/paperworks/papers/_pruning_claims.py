@@ -34,28 +34,30 @@ def trained_and_compared(bench: Bench, network: NetworkConfig, seed: int) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(bench.data, network, seed)
     problem = Problem.open(config)
-    assert config.training is not None
-    if len(problem.train) > 10_000:
-        config = replace(config, training=replace(config.training, steps=1200))
+    training = replace(_training(seed), steps=400 if len(problem.train) < 10_000 else 1200)
     dense = problem.network()
     objective = Classify(dense, mean=problem.mean, std=problem.std)
-    fit(objective, problem.training_data(), config.training, folder / "training", label=f"{network.name} seed {seed}")
+    fit(objective, problem.training_data(), training, folder / "training", label=f"{network.name} seed {seed}")
     calibration = problem.calibration()
     curves = measure(dense, calibration, config.curves)
     found = compare(dense, curves, calibration, Evaluation(dense, problem), config)
-    found |= {"classes": len(problem.classes), "steps": config.training.steps, "train_images": len(problem.train)}
+    found |= {"classes": len(problem.classes), "steps": training.steps, "train_images": len(problem.train)}
     write_json(path, found)
     bench.say(f"  {network.name} seed {seed}: dense {found['dense']['accuracy']:.1f} %")
     return found
 
 
-def _config(data: str, network: NetworkConfig, seed: int) -> PruningConfig:
+def _training(seed: int) -> TrainConfig:
     adamw = OptimizerConfig("adamw", lr=3e-3, weight_decay=0.02, schedule=ScheduleConfig("cosine", warmup=0.1))
+    return TrainConfig(steps=400, batch_size=128, seed=seed, optimizers={"main": adamw})
+
+
+def _config(data: str, network: NetworkConfig, seed: int) -> PruningConfig:
     return PruningConfig(
         data=data,
         seed=seed,
         network=network,
-        training=TrainConfig(steps=400, batch_size=128, seed=seed, optimizers={"main": adamw}),
+        training=_training(seed),
         curves=CurveConfig(measure="mean", images=128, every=5),
         schemes=SCHEMES,
         sparsities=SPARSITIES,

@@ -95,7 +95,7 @@ class Problem:
         if self.config.network.name == "lite0":
             return LITE0_RANGE
         if self.config.training is None:
-            cfg = self._architecture(weights=False).pretrained_cfg
+            cfg: Any = self._architecture(weights=False).pretrained_cfg
             return cfg["mean"], cfg["std"]
         sample = self._pixels(self.train, 5000)
         return sample.mean((0, 2, 3)).tolist(), sample.std((0, 2, 3)).clamp_min(1e-3).tolist()
