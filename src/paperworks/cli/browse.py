@@ -11,6 +11,7 @@ from paperworks.cli.checking import with_unit
 from paperworks.cli.flags import Slug, described
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Card, Paper, Variant
+from paperworks.reporting import results as stored
 
 
 def list_papers(*, family: str | None = None, find: str | None = None, json: bool = False) -> int:
@@ -33,9 +34,7 @@ def list_papers(*, family: str | None = None, find: str | None = None, json: boo
         {"slug": card.slug, "year": str(card.year), "family": card.family, "state": records.state(card), "title": card.title}
         for card in chosen
     ]
-    output.table(
-        {"slug": "paper", "year": "year", "family": "family", "state": "state", "title": "title"}, rows, cut="title"
-    )
+    output.table({"slug": "paper", "year": "year", "family": "family", "state": "state", "title": "title"}, rows, cut="title")
     output.line(f"\n{len(chosen)} papers" if len(chosen) != 1 else "\n1 paper")
     return 0
 
@@ -83,7 +82,8 @@ def status(*, json: bool = False) -> int:
     if json:
         output.as_json(rows)
         return 0
-    columns = {"slug": "paper", "built": "built", "run": "run", "measured": "measured", "hold": "hold", "claims": "claims"}
+    columns = {name: name for name in ("parity", "run", "claims", "measured", "hold", "speed")}
+    columns = {"slug": "paper", "built": "built", **columns}
     output.table(columns, rows)
     built = sum(row["built"] for row in rows)
     measured, claims = sum(row["measured"] for row in rows), sum(row["claims"] for row in rows)
@@ -93,7 +93,9 @@ def status(*, json: bool = False) -> int:
 
 def results() -> int:
     """Writes RESULTS.md anew from results/."""
-    raise InputError("not written yet")
+    path = stored.write_results_md(papers.cards(), built=papers.is_built)
+    output.line(f"wrote {path}")
+    return 0
 
 
 # --- what the tables hold ---------------------------------------------------------------------------------------------
@@ -124,7 +126,24 @@ def _plain(card: Card) -> dict[str, Any]:
 
 def _status(card: Card) -> dict[str, Any]:
     state = records.state(card)
-    return {"slug": card.slug, "built": state.built, "claims": state.claims, "measured": state.measured, "hold": state.hold}
+    parity = stored.load_parity().get(card.slug, {}).values()
+    run = stored.load(card.slug).get("run")
+    speed = [row for bench in _benchmarks_of(card.slug) for row in bench["rows"] if row["target"] is not None]
+    return {
+        "slug": card.slug,
+        "built": state.built,
+        "parity": f"{sum(case['passed'] for case in parity)}/{len(parity)}" if parity else "",
+        "run": f"{sum(run['seconds'].values()) / 60:.1f} min" if run else "",
+        "claims": state.claims,
+        "measured": state.measured,
+        "hold": state.hold,
+        "speed": f"{sum(row['met'] for row in speed)}/{len(speed)} met" if speed else "",
+    }
+
+
+def _benchmarks_of(slug: str) -> list[dict[str, Any]]:
+    """Benchmarks are named after the paper, or after the first word of it that tells (benchmarks/pruning.py)."""
+    return [bench for name, bench in stored.load_benchmarks().items() if name in (slug, slug.rsplit("-", 1)[-1])]
 
 
 def _variants(paper: Paper) -> list[dict[str, Any]]:

@@ -7,11 +7,7 @@ from typing import Any
 
 from paperworks import papers
 from paperworks.paper import Card, Claim, Measured, Run, verdict
-
-try:
-    from paperworks.reporting import results
-except ImportError:  # not written yet
-    results = None  # type: ignore[assignment]
+from paperworks.reporting import results
 
 
 @dataclass(frozen=True)
@@ -39,16 +35,16 @@ def state(card: Card) -> State:
 
 def measured(slug: str) -> dict[str, Any]:
     """The stored record of each claim that was measured, by id."""
-    if results is None or not results.results_folder():
+    if not results.results_folder():
         return {}
     return results.load(slug).get("claims", {})
 
 
 def store_claim(slug: str, claim: Claim, found: Measured, *, command: str, seconds: float) -> None:
-    if results is not None and results.results_folder():
+    if results.results_folder():
         results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=seconds)
 
 
 def store_run(run: Run) -> None:
-    if results is not None and results.results_folder():
+    if results.results_folder():
         results.store_run(run)
