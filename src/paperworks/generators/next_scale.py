@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.layers.adaln_transformer import AdaLNBlock, AdaLNHeadNorm, cached, init_adaln_transformer
-from paperworks.layers.block_causal import block_causal_attention, block_causal_mask, block_ends
+from paperworks.layers.block_causal import block_causal_attention, block_causal_mask, block_ends, block_numbers
 from paperworks.layers.kv_cache import KVCache
 from paperworks.layers.pretrained import Pretrained, load_official
 
@@ -79,8 +79,7 @@ class NextScaleTransformer(nn.Module, Pretrained):
         self.head_nm = AdaLNHeadNorm(embed_dim, norm_eps)
         self.head = nn.Linear(embed_dim, vocab_size)
 
-        levels = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
-        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("levels", torch.tensor(block_numbers(self.sizes)), persistent=False)
         self.register_buffer("mask", block_causal_mask(self.sizes), persistent=False)
         std = (1 / embed_dim / 3) ** 0.5
         nn.init.trunc_normal_(self.pos_start, std=std)

@@ -48,7 +48,7 @@ class Sampled:
     """accumulated feature map [B, C, side, side] of the last scale"""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: NextScaleTransformer,
     tokenizer: ScaleTokenizer,
@@ -141,7 +141,7 @@ def keep_masks(mask: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
     return kept
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def inpaint(
     model: NextScaleTransformer,
     tokenizer: ScaleTokenizer,
@@ -171,7 +171,7 @@ def inpaint(
     return torch.where(hole[:, None] > 0, made, images) if paste else made
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rejection_sample(
     make: Callable[[Tensor, int], Tensor], score: Callable[[Tensor, Tensor], Tensor], labels: Tensor, candidates: int
 ) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_tokens(
     model: NextTokenTransformer, labels: Tensor, draws: Draws, *, guidance: float = 1.5, top_k: int = 0, top_p: float = 0.0
 ) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,13 +21,17 @@ sequence (measured at 30 tokens in bfloat16, forward and backward: 2.4 times).""
 
 def block_ends(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """(begin, end) of each block."""
-    ends = torch.tensor(sizes).cumsum(0).tolist()
-    return [(end - size, end) for size, end in zip(sizes, ends)]
+    return [(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
 
 
-def block_causal_mask(sizes: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def block_numbers(sizes: Sequence[int]) -> list[int]:
+    """The number of the block that each position belongs to."""
+    return [number for number, size in enumerate(sizes) for _ in range(size)]
+
+
+def block_causal_mask(sizes: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Boolean [L, L], True where the row may look at the column."""
-    block = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+    block = torch.tensor(block_numbers(sizes), device=device)
     return block[:, None] >= block[None, :]
 
 

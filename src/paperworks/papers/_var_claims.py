@@ -219,7 +219,7 @@ def _train_and_judge(
         found[key][name] = [round(row[key], 4) for row in trail[:CHECKPOINTS]]
     found["seconds"][name] = round(fitted.seconds, 1)
     found.setdefault("held_out_nats_per_image", {})[name] = round(
-        negative_log_likelihood(fitted.averaged.model, [sets[1].__getitems__(list(range(len(sets[1]))))])
+        negative_log_likelihood(fitted.averaged.model, [sets[1].batch(list(range(len(sets[1]))))])
         * sets[1].tokens.shape[1],
         2,
     )
@@ -241,7 +241,7 @@ class _TokensOnly(TokenSet):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"tokens": self.tokens[index], "label": self.labels[index]}
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         chosen = torch.as_tensor(indices)
         return {"tokens": self.tokens[chosen], "label": self.labels[chosen]}
 
@@ -258,7 +258,7 @@ def _seconds_per_step(model: nn.Module, data: TokenSet, config: TrainConfig, ste
     objective = TokenPrediction(model)
     times = []
     for step in range(steps):
-        batch = data.__getitems__(list(range(step * config.batch_size, (step + 1) * config.batch_size)))
+        batch = data.batch(list(range(step * config.batch_size, (step + 1) * config.batch_size)))
         started = time.perf_counter()
         with autocast(resolve(config.precision, torch.device("cpu")), torch.device("cpu")):
             loss = objective.loss(batch, "main", Context(step, steps, 0))
@@ -338,7 +338,7 @@ def scaling(bench: Bench, seed: int) -> dict[str, Any]:
         budget = replace(config.transformer_training, steps=300, checkpoint_every=10**9)
         folder = bench.folder / f"width{width}-seed{seed}"
         fitted = fit(TokenPrediction(model), train, budget, folder, label=f"width {width}, seed {seed}")
-        losses.append(negative_log_likelihood(fitted.averaged.model, [test.__getitems__(list(range(len(test))))]))
+        losses.append(negative_log_likelihood(fitted.averaged.model, [test.batch(list(range(len(test))))]))
         sizes.append(sum(p.numel() for p in model.parameters()))
     law = fit_power_law(sizes, losses)
     found = {"parameters": sizes, "losses": losses, "exponent": law.b, "correlation": law.correlation}

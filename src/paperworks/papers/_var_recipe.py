@@ -213,7 +213,7 @@ class TokenSet(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"tokens": self.tokens[index], "inputs": self.inputs[index], "label": self.labels[index]}
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         """A whole batch in one indexing operation."""
         chosen = torch.as_tensor(indices)
         return {"tokens": self.tokens[chosen], "inputs": self.inputs[chosen], "label": self.labels[chosen]}

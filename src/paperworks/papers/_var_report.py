@@ -104,7 +104,7 @@ def evaluate(config: VARConfig, run: Run, test: ImageSource) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     untrained = make_images(config, build_transformer(config, model.num_classes).eval(), tokenizer, labels, config.seed)
     held_out = tokenize(tokenizer, images, truth)
-    nll = negative_log_likelihood(model, [held_out.__getitems__(list(range(len(held_out))))])
+    nll = negative_log_likelihood(model, [held_out.batch(list(range(len(held_out))))])
     numbers: dict[str, Any] = {
         "reconstruction PSNR (dB)": psnr(rebuilt, images),
         "reconstruction SSIM": ssim(rebuilt, images),
