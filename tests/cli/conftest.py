@@ -1,4 +1,4 @@
-"""The fake paper stands beside the real cards, in an empty working directory."""
+"""The fake paper stands beside the real cards, in an empty working directory and with a results folder of its own."""
 
 from __future__ import annotations
 
@@ -23,5 +23,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Paper:
     monkeypatch.setattr(papers, "card", known)
     monkeypatch.setattr(papers, "is_built", lambda slug: slug == "fake" or is_built(slug))
     monkeypatch.setattr(papers, "load", lambda slug: paper if slug == "fake" else load(slug))
+    monkeypatch.setenv("PAPERWORKS_RESULTS", str(tmp_path / "results"))
     monkeypatch.chdir(tmp_path)
     return paper

@@ -7,57 +7,49 @@ from pathlib import Path
 
 import pytest
 
-from paperworks.cli import main, records
+from paperworks.cli import main
 from paperworks.paper import Paper, Run
+from paperworks.reporting import results
 
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def stored(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """The runs whose time went into results/."""
-    kept: list[Run] = []
-    monkeypatch.setattr(records, "store_run", kept.append)
-    return kept
-
-
-def test_a_run_ends_with_its_report_and_times(fake: Paper, stored: list[Run], capsys: Captured) -> None:
+def test_a_run_ends_with_its_report_and_times(fake: Paper, capsys: Captured) -> None:
     assert main(["run", "fake"]) == 0
     out = capsys.readouterr().out
     assert "report: runs/fake/report.html" in out and "train" in out and "together" in out
     run = Run.load("runs/fake")
     assert run.finished and run.record["command"] == "paperworks run fake"
     assert run.record["arguments"] == {"data": "default", "minutes": 1.0, "verbose": False}
-    assert [run.folder for run in stored] == [Path("runs/fake")]
+    assert set(results.load("fake")["run"]["seconds"]) == {"train", "report"}
 
 
-def test_a_finished_run_is_not_run_again(fake: Paper, stored: list[Run], capsys: Captured) -> None:
+def test_a_finished_run_is_not_run_again(fake: Paper, capsys: Captured) -> None:
     main(["run", "fake"])
     capsys.readouterr()
     assert main(["run", "fake"]) == 0
     out = capsys.readouterr().out
     assert "runs/fake is finished" in out and "runs/fake/report.html" in out and "--fresh" in out
-    assert len(stored) == 1
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(fake: Paper, stored: list[Run], capsys: Captured) -> None:
+def test_an_interrupted_run_says_how_to_go_on_and_does(fake: Paper, capsys: Captured) -> None:
     words = ["run", "fake", "--minutes", "2", "--set", "model.dim=3", "model.kind=interrupted"]
     assert main(words) == 130
     assert "to go on: paperworks run fake --minutes 2 --set model.dim=3 model.kind=interrupted" in capsys.readouterr().err
     assert Path("runs/fake/train/weights.txt").read_text() == "3"
     assert main(words) == 130
     assert "train: already done" in capsys.readouterr().out
-    assert not stored
+    assert not results.load("fake")
 
 
-def test_the_time_of_a_changed_or_resumed_run_is_not_stored(fake: Paper, stored: list[Run]) -> None:
+def test_the_time_of_a_changed_or_resumed_run_is_not_stored(fake: Paper) -> None:
     assert main(["run", "fake", "--set", "model.dim=3"]) == 0
     assert main(["run", "fake", "--minutes", "2", "--out", "slow"]) == 0
     run = Run.load("runs/fake")
     del run.record["stages"]["report"], run.record["finished"]
     run.save()
     assert main(["run", "fake", "--set", "model.dim=3"]) == 0
-    assert not stored
+    assert not results.load("fake")
 
 
 def test_another_configuration_needs_another_folder(fake: Paper, capsys: Captured) -> None:

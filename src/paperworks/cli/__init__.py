@@ -20,8 +20,8 @@ VERBS: dict[str, tuple[Callable[..., int], str]] = {
     "predict": (running.predict, "apply what a run trained to your images"),
     "evaluate": (running.evaluate, "measure what a run trained"),
     "export": (running.export, "write what a run trained in another format"),
-    "status": (browse.status, "all papers: code, parity, run, claims, speed"),
-    "results": (browse.results, "write RESULTS.md anew from results/"),
+    "status": (browse.status, "all papers: code, parity, run, claims, speed, computed from results/"),
+    "results": (browse.write_results, "write RESULTS.md anew from results/"),
 }
 READS_OWN_FLAGS = ("run", "sample", "predict", "evaluate", "export")
 """verbs whose flags depend on the paper, so that they get the words themselves"""

@@ -3,15 +3,15 @@ parameter counts of a built paper's variants."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from paperworks import papers
 from paperworks.cli import output, records
-from paperworks.cli.checking import with_unit
 from paperworks.cli.flags import Slug, described
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Card, Paper, Variant
-from paperworks.reporting import results as stored
+from paperworks.reporting import results
 
 
 def list_papers(*, family: str | None = None, find: str | None = None, json: bool = False) -> int:
@@ -73,28 +73,29 @@ def show(slug: Slug, *, json: bool = False) -> int:
 
 
 def status(*, json: bool = False) -> int:
-    """All papers: code, recorded reference cases, runs, claims and speed, as stored in results/.
+    """All papers: code, parity with recorded reference outputs, time of the default run, claims, speed against a peer.
 
     Args:
         json: print JSON instead of a table
     """
-    rows = [_status(card) for card in papers.cards().values()]
+    outcomes, benchmarks = results.load_parity(), results.load_benchmarks()
+    rows = [_status(card, outcomes, benchmarks) for card in papers.cards().values()]
     if json:
         output.as_json(rows)
         return 0
-    columns = {name: name for name in ("parity", "run", "claims", "measured", "hold", "speed")}
-    columns = {"slug": "paper", "built": "built", **columns}
-    output.table(columns, rows)
+    columns = {"slug": "paper", "built": "built", "parity": "parity", "run": "run", "measured": "measured", "hold": "hold"}
+    output.table({**columns, "speed": "speed against a peer"}, [_status_cells(row) for row in rows])
     built = sum(row["built"] for row in rows)
     measured, claims = sum(row["measured"] for row in rows), sum(row["claims"] for row in rows)
     output.line(f"\n{built} of {len(rows)} papers built, {measured} of {claims} claims measured")
     return 0
 
 
-def results() -> int:
+def write_results() -> int:
     """Writes RESULTS.md anew from results/."""
-    path = stored.write_results_md(papers.cards(), built=papers.is_built)
-    output.line(f"wrote {path}")
+    if not results.results_folder():
+        raise InputError("there is no results folder: RESULTS.md is written in a checkout of the project")
+    output.line(f"written: {results.write_results_md(papers.cards(), built=papers.is_built)}")
     return 0
 
 
@@ -124,26 +125,25 @@ def _plain(card: Card) -> dict[str, Any]:
     }
 
 
-def _status(card: Card) -> dict[str, Any]:
-    state = records.state(card)
-    parity = stored.load_parity().get(card.slug, {}).values()
-    run = stored.load(card.slug).get("run")
-    speed = [row for bench in _benchmarks_of(card.slug) for row in bench["rows"] if row["target"] is not None]
+def _status(card: Card, outcomes: dict[str, Any], benchmarks: dict[str, Any]) -> dict[str, Any]:
     return {
         "slug": card.slug,
-        "built": state.built,
-        "parity": f"{sum(case['passed'] for case in parity)}/{len(parity)}" if parity else "",
-        "run": f"{sum(run['seconds'].values()) / 60:.1f} min" if run else "",
-        "claims": state.claims,
-        "measured": state.measured,
-        "hold": state.hold,
-        "speed": f"{sum(row['met'] for row in speed)}/{len(speed)} met" if speed else "",
+        **asdict(records.state(card)),
+        "parity": records.parity(card.slug, outcomes),
+        "run_minutes": records.run_minutes(card.slug),
+        "speed": records.speed(card.slug, benchmarks),
     }
 
 
-def _benchmarks_of(slug: str) -> list[dict[str, Any]]:
-    """Benchmarks are named after the paper, or after the first word of it that tells (benchmarks/pruning.py)."""
-    return [bench for name, bench in stored.load_benchmarks().items() if name in (slug, slug.rsplit("-", 1)[-1])]
+def _status_cells(row: dict[str, Any]) -> dict[str, Any]:
+    passed, minutes, ratios = row["parity"], row["run_minutes"], row["speed"]
+    cells = {"slug": row["slug"], "built": "yes" if row["built"] else ""}
+    cells["parity"] = f"{passed[0]} of {passed[1]}" if passed else ""
+    cells["run"] = f"{minutes:.1f} min" if minutes is not None else ""
+    cells["measured"] = f"{row['measured']} of {row['claims']}"
+    cells["hold"] = str(row["hold"]) if row["measured"] else ""
+    cells["speed"] = f"{ratios[0]:.2f}x to {ratios[1]:.2f}x" if ratios else ""
+    return cells
 
 
 def _variants(paper: Paper) -> list[dict[str, Any]]:
@@ -178,9 +178,9 @@ def _claims(card: Card, paper: Paper | None) -> list[dict[str, Any]]:
     for text in (*card.claims, *further):
         record = stored.get(text.id)
         row: dict[str, Any] = {"id": text.id, "kind": text.kind, "statement": text.statement}
-        row |= {"paper": with_unit(text.paper_value, text.unit), "here": None, "verdict": "not measured yet"}
+        row |= {"paper": output.with_unit(text.paper_value, text.unit), "here": None, "verdict": results.UNMEASURED}
         if record:
-            row |= {"here": with_unit(output.shown(record["value"]), text.unit), "verdict": record["verdict"]}
+            row |= {"here": output.seeds(record["value"], record["per_seed"], text.unit), "verdict": record["verdict"]}
         rows.append(row)
     return rows
 

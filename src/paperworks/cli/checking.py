@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from paperworks import papers
-from paperworks.cli import output, records
+from paperworks.cli import output
 from paperworks.cli.flags import Slug
 from paperworks.errors import InputError, nearest
-from paperworks.paper import Bench, Claim, Measured, Paper, verdict
+from paperworks.paper import Bench, Claim, Paper, verdict
+from paperworks.reporting import results
 
 FOLDER = Path("runs/check")
 SEEDS = (0, 1, 2)
@@ -69,7 +70,7 @@ def check(
 
 def _measure(slug: str, claim: Claim, bench: Bench) -> dict[str, Any]:
     text = claim.text
-    row: dict[str, Any] = {"id": text.id, "statement": text.statement, "paper": with_unit(text.paper_value, text.unit)}
+    row: dict[str, Any] = {"id": text.id, "statement": text.statement, "paper": output.with_unit(text.paper_value, text.unit)}
     started = time.monotonic()
     try:
         bench.folder.mkdir(parents=True, exist_ok=True)
@@ -80,25 +81,14 @@ def _measure(slug: str, claim: Claim, bench: Bench) -> dict[str, Any]:
         return {**row, "verdict": f"failed: {type(error).__name__}: {error}", "error": str(error)}
     if bench.data == "default":
         command = _command(slug, [text.id], bench.seeds, bench.data)
-        records.store_claim(slug, claim, found, command=command, seconds=time.monotonic() - started)
-    row |= {"here": here(found, text.unit), "verdict": verdict(claim, found), "rule": claim.rule_text}
+        results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=time.monotonic() - started)
+    row |= {
+        "here": output.seeds(found.value, found.per_seed, text.unit),
+        "verdict": verdict(claim, found),
+        "rule": claim.rule_text,
+    }
     row |= {"value": found.value, "per_seed": list(found.per_seed), "scale": found.scale, "detail": found.detail}
     return row
-
-
-def here(found: Measured, unit: str) -> str:
-    """The measured value with its unit and, over several seeds, its range."""
-    value = with_unit(output.shown(found.value), unit)
-    if found.spread and len(found.per_seed) > 1:
-        low, high = found.spread
-        value += f" ({output.shown(low)} to {output.shown(high)})"
-    return value
-
-
-def with_unit(value: str, unit: str) -> str:
-    if unit.strip() in ("", "-") or value == "-":
-        return value
-    return f"{value}{unit}" if unit.split()[0] in ("x", "%") else f"{value} {unit}"
 
 
 def _asked_for(paper: Paper, only: Sequence[str]) -> list[Claim]:

@@ -1,4 +1,4 @@
-"""What results/ says about a paper, and what the verbs add to it."""
+"""How far a paper is: computed from its code and from what is stored in results/."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from paperworks import papers
-from paperworks.paper import Card, Claim, Measured, Run, verdict
+from paperworks.paper import Card
 from paperworks.reporting import results
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a paper is, computed from its code and from results/."""
+    """Nothing here is typed in by anybody."""
 
     built: bool
     claims: int
@@ -28,23 +28,32 @@ class State:
 
 
 def state(card: Card) -> State:
+    """Counts the claims of the card; further ones that the code measures do not count."""
     found = measured(card.slug)
-    hold = sum(record["verdict"] in ("holds", "direction holds") for record in found.values())
-    return State(papers.is_built(card.slug), len(card.claims), len(found), hold)
+    own = [found[text.id] for text in card.claims if text.id in found]
+    hold = sum(record["verdict"] in results.HELD for record in own)
+    return State(papers.is_built(card.slug), len(card.claims), len(own), hold)
 
 
 def measured(slug: str) -> dict[str, Any]:
     """The stored record of each claim that was measured, by id."""
-    if not results.results_folder():
-        return {}
     return results.load(slug).get("claims", {})
 
 
-def store_claim(slug: str, claim: Claim, found: Measured, *, command: str, seconds: float) -> None:
-    if results.results_folder():
-        results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=seconds)
+def run_minutes(slug: str) -> float | None:
+    """What the default recipe took, when its time is stored."""
+    run = results.load(slug).get("run")
+    return sum(run["seconds"].values()) / 60 if run else None
 
 
-def store_run(run: Run) -> None:
-    if results.results_folder():
-        results.store_run(run)
+def parity(slug: str, stored: dict[str, Any]) -> tuple[int, int] | None:
+    """(cases passed, cases replayed) out of the stored outcomes of all papers."""
+    cases = stored.get(slug)
+    return (sum(bool(case["passed"]) for case in cases.values()), len(cases)) if cases else None
+
+
+def speed(slug: str, stored: dict[str, Any]) -> tuple[float, float] | None:
+    """Smallest and largest median ratio of the benchmark that bears the paper's name."""
+    rows = stored.get(slug.replace("-", "_"), {}).get("rows")
+    ratios = [row["ratio"]["median"] for row in rows or []]
+    return (min(ratios), max(ratios)) if ratios else None

@@ -11,10 +11,11 @@ from typing import Annotated
 import tyro
 
 from paperworks import papers
-from paperworks.cli import output, records
+from paperworks.cli import output
 from paperworks.cli.flags import defaults, parse
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Paper, Run, VerbName, first_process, next_free
+from paperworks.reporting import results
 
 RUNS = Path("runs")
 HELP = ("-h", "--help")
@@ -76,8 +77,8 @@ def run(argv: list[str]) -> int:
     if first_process():
         _tell(this)
         untouched = not overrides and arguments == defaults(paper.recipes[name])
-        if untouched and this.record["sittings"] == 1:
-            records.store_run(this)
+        if untouched and this.record["sittings"] == 1:  # else the times are not those of the recipe
+            results.store_run(this)
     return 0
 
 
