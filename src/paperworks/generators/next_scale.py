@@ -38,6 +38,9 @@ class NextScaleTransformer(nn.Module, Pretrained):
     Labels are 0..num_classes-1; `num_classes` itself is the null label (no class).
     """
 
+    mask: Tensor
+    levels: Tensor
+
     def __init__(
         self,
         num_classes: int = 1000,
@@ -149,7 +152,8 @@ class ScaleDecoder:
         self.model = model
         self.condition = model.class_emb(labels)
         shared = model.shared_ada_lin(self.condition)
-        self.modulations = [block.modulation(shared) for block in model.blocks]
+        self.blocks = [block for block in model.blocks if isinstance(block, AdaLNBlock)]
+        self.modulations = [block.modulation(shared) for block in self.blocks]
         self.positions = model.positions()
         weight = model.head.weight
         self.cache = KVCache(
@@ -171,7 +175,7 @@ class ScaleDecoder:
             x = model.start(self.condition)
         else:
             x = model.word_embed(inputs.to(self.condition.dtype)) + self.positions[:, begin:end]
-        for layer, (block, modulation) in enumerate(zip(model.blocks, self.modulations)):
+        for layer, (block, modulation) in enumerate(zip(self.blocks, self.modulations)):
             x = block(x, modulation, cached(self.cache, layer))
         self.cache.commit(end - begin)
         self.scale += 1

@@ -66,7 +66,8 @@ def sample_tokens(
     rows = len(labels)
     both = torch.cat((labels, torch.full_like(labels, model.num_classes))) if guidance else labels
     condition = model.class_emb(both)
-    modulations = [block.modulation(condition) for block in model.blocks]
+    blocks = [block for block in model.blocks if isinstance(block, AdaLNBlock)]
+    modulations = [block.modulation(condition) for block in blocks]
     weight = model.head.weight
     cache = KVCache(
         model.depth, len(both), model.heads, model.length, model.dim // model.heads, device=weight.device, dtype=weight.dtype
@@ -76,7 +77,7 @@ def sample_tokens(
     x = condition[:, None]
     for position in range(model.length):
         x = x + model.positions[:, position : position + 1]
-        for layer, (block, modulation) in enumerate(zip(model.blocks, modulations)):
+        for layer, (block, modulation) in enumerate(zip(blocks, modulations)):
             x = block(x, modulation, cached(cache, layer))
         cache.commit(1)
         raw = model.head(model.head_nm(x, condition))[:, 0].float()

@@ -25,6 +25,8 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 class CosineAttention(nn.Module):
     """Multi-head self-attention on l2-normalised queries and keys with a learned scale per head (at most 100)."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, dim: int, heads: int, l2_norm: bool = True):
         super().__init__()
         self.heads, self.head_dim, self.l2_norm = heads, dim // heads, l2_norm
@@ -157,7 +159,7 @@ def init_adaln_transformer(
                 nn.init.zeros_(module.bias)
     with torch.no_grad():
         head.weight.mul_(head_scale)
-        head_norm.ada_lin[-1].weight.mul_(adaln)
+        _last_weight(head_norm.ada_lin).mul_(adaln)
         for block in blocks:
             assert isinstance(block, AdaLNBlock)
             block.attn.proj.weight.div_(math.sqrt(2 * len(blocks)))
@@ -166,5 +168,12 @@ def init_adaln_transformer(
                 block.ada_gss[:, :, :2].mul_(gain)
                 block.ada_gss[:, :, 2:].mul_(adaln)
             else:
-                block.ada_lin[-1].weight[: 2 * block.dim].mul_(gain)
-                block.ada_lin[-1].weight[2 * block.dim :].mul_(adaln)
+                weight = _last_weight(block.ada_lin)
+                weight[: 2 * block.dim].mul_(gain)
+                weight[2 * block.dim :].mul_(adaln)
+
+
+def _last_weight(layers: nn.Sequential) -> Tensor:
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    return last.weight

@@ -87,6 +87,8 @@ class Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(a, b, groups, dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(SpatialAttention(width, groups) for width in widths[1:] if attention)
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.block):
@@ -136,8 +138,9 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
+            assert isinstance(level, Level)
             h = level(h)
-            if hasattr(level, "downsample"):
+            if level.downsample is not None:
                 h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
@@ -185,8 +188,9 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
+            assert isinstance(level, Level)
             h = level(h)
-            if hasattr(level, "upsample"):
+            if level.upsample is not None:
                 h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 

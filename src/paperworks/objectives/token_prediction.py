@@ -37,7 +37,7 @@ class TokenPrediction(Objective):
         labels, tokens = batch["label"], batch["tokens"]
         if self.training and self.label_dropout:
             dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
-            labels = labels.masked_fill(dropped, self.model.num_classes)  # type: ignore[arg-type]
+            labels = labels.masked_fill(dropped, self.model.num_classes)
         logits = self.model(labels, batch.get("inputs", tokens))
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), label_smoothing=self.label_smoothing)
         with torch.no_grad():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from paperworks.training.objective import Batch, Context, Losses, Objective, Pha
 
 
 class TrainableTokenizer(Protocol):
-    """What training needs of a tokenizer."""
+    """What training needs of a tokenizer (a module with these)."""
 
-    quantize: nn.Module
-    decoder: nn.Module
+    quantize: Any
+    """called with features; has embedding, seed_codes, note_hits and revive"""
+    decoder: Any
+    """has last_layer"""
 
     def features(self, images: Tensor) -> Tensor: ...
     def decode_signed(self, features: Tensor) -> Tensor: ...
@@ -33,6 +35,10 @@ class TokenizerTraining(Objective):
     Code book: started from the first batch's features, and codes that fall out of use are put back onto residuals of the
     current batch every `revive_every` steps during the first half, so that small data still use it all.
     """
+
+    tokenizer: Any  # a TrainableTokenizer that is also a module
+    perceptual: nn.Module | None
+    discriminator: nn.Module | None
 
     def __init__(
         self,

@@ -5,48 +5,62 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from paperworks.compression.distortion import Curve
 from paperworks.paper import Run
 from paperworks.papers._pruning_problem import PruningConfig
 from paperworks.papers._pruning_stages import read_curves
 from paperworks.reporting import Report
+from paperworks.reporting.style import styled
+
+BARS = 40
+"""layers up to which each gets labelled bars; beyond that lines over the layer's number"""
 
 
 def report_stage(config: PruningConfig, run: Run) -> Mapping[str, Any]:
     trained, measured, compared, made = (run.result(name) for name in ("train", "curves", "compare", "prune"))
     headline = "accuracy" if "accuracy" in compared["dense"] else "agreement"
+    curves = read_curves(run.folder)
     report = Report("Layer-adaptive pruning", f"{config.network.name} on {config.data}")
-    report.text(_summary(config, trained, measured, made, headline))
+    report.figures(
+        {
+            f"{headline}, dense": f"{trained['evaluation'][headline]:.1f} %",
+            f"{headline}, pruned": f"{made['evaluation'][headline]:.1f} %",
+            "weights removed": f"{made['sparsity']:.1%}",
+            "multiply-adds left": f"{made['flops_left']:.1%}",
+            "file": f"{made['bytes'] / 1e6:.2f} of {made['dense_bytes'] / 1e6:.2f} MB",
+        }
+    )
+    report.text(_summary(trained, measured, made))
     report.curves(
         "What one shot of pruning costs, without fine-tuning",
         accuracy_curves(compared, headline),
         xlabel="share of weights removed",
         ylabel=f"{headline} in percent",
-        caption=f"Dense: {compared['dense'][headline]:.1f} %. All schemes remove the smallest weights of a layer; they differ "
-        "in how much of each layer goes.",
+        caption="All schemes remove the smallest weights of a layer; they differ in how much of each layer goes. "
+        "rd is this paper's.",
     )
     report.table("The same in numbers", *scheme_table(compared, headline))
-    report.figure(
-        "How the layers share it",
-        ratio_bars(compared, [curve.layer.name for curve in read_curves(run.folder)]),
-        caption="Share of each layer that is removed, in module order.",
-    )
-    report.figure(
-        "Distortion of the output when one layer alone is pruned",
-        curve_figure(read_curves(run.folder), config),
-        caption="Squared change of the logits; early layers dark, late layers light. Their differences are what the "
-        "allocation uses.",
-    )
+    if made["iterations"]:
+        report.table("Pruned in steps with fine-tuning", *iteration_table(made["iterations"], headline))
+    with styled() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
+        middle = draw_ratios(axes, compared, [curve.layer.name for curve in curves])
+        report.figure(
+            "How the layers share it", figure, f"Share of each layer that goes when {middle:.0%} of all go, in module order."
+        )
+        figure, axes = pyplot.subplots()
+        draw_curves(axes, pyplot.get_cmap("viridis"), curves, config)
+        report.figure(
+            "Change of the output when one layer alone is pruned",
+            figure,
+            "A line per layer, from the first (dark) to the last (light). The allocation is computed from these.",
+        )
     report.table(
         "Do single-layer distortions add up?",
-        ["sparsity", "all layers together", "sum of the layers alone", "ratio"],
+        ["removed", "all layers together", "sum of the layers alone", "ratio"],
         [_additivity_row(row["sparsity"], row[config.curves.measure]) for row in compared["additivity"]],
-        note="The method assumes a ratio near 1; it grows with the noise and falls once the output is destroyed.",
+        note="The method assumes a ratio near 1. It drifts away as the change of the output grows.",
     )
-    if made["iterations"]:
-        report.table("Pruning in steps with fine-tuning", *iteration_table(made["iterations"], headline))
     report.table("Layers of the pruned network", made["columns"], made["rows"])
     if trained["skipped"]:
         report.table("Skipped images", ["what", "why"], trained["skipped"])
@@ -54,18 +68,12 @@ def report_stage(config: PruningConfig, run: Run) -> Mapping[str, Any]:
     return {"report": str(report.save(run.folder / "report.html"))}
 
 
-def _summary(
-    config: PruningConfig, trained: Mapping[str, Any], measured: Mapping[str, Any], made: Mapping[str, Any], headline: str
-) -> str:
-    before, after = trained["evaluation"][headline], made["evaluation"][headline]
-    how = "pruned in steps with fine-tuning" if made["iterations"] else "pruned in one shot, not fine-tuned"
+def _summary(trained: Mapping[str, Any], measured: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    how = "Pruned in steps with fine-tuning" if made["iterations"] else "Pruned in one shot without fine-tuning"
     return (
-        f"The network has {trained['parameters']:,} parameters, {trained['prunable']:,} of them prunable weights in "
-        f"{trained['layers']} layers; dense it reaches {before:.1f} % {headline} on {trained['test_images']} test images. "
-        f"The curves of all layers took the equivalent of {measured['forward_passes']:,} image passes over "
-        f"{measured['images']} images. {how.capitalize()}, it keeps {1 - made['sparsity']:.1%} of its weights and "
-        f"{made['flops_left']:.1%} of its multiply-adds, and reaches {after:.1f} %. Its file has {made['bytes']:,} bytes "
-        f"instead of {made['dense_bytes']:,}."
+        f"{trained['parameters']:,} parameters, {trained['prunable']:,} of them prunable weights in {trained['layers']} "
+        f"layers. {how}. The curves of all layers took {measured['forward_passes']:,} passes of single images through parts "
+        f"of the network ({measured['images']} calibration images). Measured on {trained['test_images']} test images."
     )
 
 
@@ -78,68 +86,63 @@ def accuracy_curves(compared: Mapping[str, Any], headline: str) -> dict[str, tup
     return found
 
 
-def scheme_table(compared: Mapping[str, Any], headline: str) -> tuple[list[str], list[list[str]]]:
+def scheme_table(compared: Mapping[str, Any], headline: str) -> tuple[list[str], list[list[Any]], str]:
+    """(columns, rows, note) with a row per sparsity."""
     schemes = list(compared["schemes"])
-    sparsities = list(next(iter(compared["schemes"].values())))
     rows = []
-    for sparsity in sparsities:
+    for sparsity in compared["schemes"]["rd"]:
         numbers = [compared["schemes"][scheme][sparsity].get(headline) for scheme in schemes]
-        rows.append([f"{float(sparsity):.0%}", *("cannot" if value is None else f"{value:.1f}" for value in numbers)])
-    return ["removed", *schemes], rows
+        rows.append([f"{float(sparsity):.0%}", *("-" if value is None else f"{value:.1f}" for value in numbers)])
+    unreached = {by["error"] for points in compared["schemes"].values() for by in points.values() if "error" in by}
+    return ["removed", *schemes], rows, ". ".join(sorted(unreached))
 
 
 def iteration_table(iterations: Sequence[Mapping[str, Any]], headline: str) -> tuple[list[str], list[list[str]]]:
-    columns = ["step", "removed", "multiply-adds left", f"{headline} after pruning", "after fine-tuning", "joint / summed"]
-    rows = []
-    for step in iterations:
-        predicted = step["predicted"]
-        rows.append(
-            [
-                str(step["number"]),
-                f"{step['sparsity']:.1%}",
-                f"{step['flops_left']:.1%}",
-                f"{step['pruned'][headline]:.1f}",
-                f"{step['tuned'][headline]:.1f}",
-                f"{step['joint'] / predicted:.2f}" if predicted else "",
-            ]
-        )
+    columns = ["step", "removed", "multiply-adds left", f"{headline} after pruning", "after fine-tuning"]
+    rows = [
+        [
+            str(step["number"]),
+            f"{step['sparsity']:.1%}",
+            f"{step['flops_left']:.1%}",
+            f"{step['pruned'][headline]:.1f}",
+            f"{step['tuned'][headline]:.1f}",
+        ]
+        for step in iterations
+    ]
     return columns, rows
 
 
 def _additivity_row(sparsity: float, row: Mapping[str, float]) -> list[str]:
-    ratio = f"{row['joint'] / row['summed']:.2f}" if row["summed"] else ""
+    ratio = f"{row['joint'] / row['summed']:.2f}" if row["summed"] else "-"
     return [f"{sparsity:.0%}", f"{row['joint']:.3g}", f"{row['summed']:.3g}", ratio]
 
 
-def ratio_bars(compared: Mapping[str, Any], names: Sequence[str]) -> Figure:
-    """Bars per layer: RD-prune and its nearest rivals at the middle sparsity."""
+def draw_ratios(axes: Any, compared: Mapping[str, Any], names: Sequence[str]) -> float:
+    """The schemes' shares per layer at the middle sparsity, which is returned."""
     sparsities = list(compared["ratios"]["rd"])
     middle = sparsities[len(sparsities) // 2]
     shown = [scheme for scheme in ("rd", "lamp", "erk", "global") if middle in compared["ratios"].get(scheme, {})]
-    figure = Figure(figsize=(max(7.0, 0.28 * len(names)), 3.6), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(shown)
     for i, scheme in enumerate(shown):
-        positions = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(names))]
-        axes.bar(positions, compared["ratios"][scheme][middle], width, label=scheme)
-    axes.set_ylabel(f"share removed, {float(middle):.0%} in total")
-    axes.set_ylim(0, 1)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.legend(ncols=len(shown), loc="upper left", fontsize=8)
-    return figure
+        shares = compared["ratios"][scheme][middle]
+        if len(names) > BARS:
+            axes.plot(range(1, len(names) + 1), shares, label=scheme, linewidth=1.2)
+        else:
+            width = 0.8 / len(shown)
+            axes.bar([x + (i - (len(shown) - 1) / 2) * width for x in range(len(names))], shares, width, label=scheme)
+    if len(names) > BARS:
+        axes.set_xlabel("layer")
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set(ylabel="share removed", ylim=(0, 1.12))
+    axes.legend(ncols=len(shown), loc="upper left")
+    return float(middle)
 
 
-def curve_figure(curves: Sequence[Curve], config: PruningConfig) -> Figure:
-    import matplotlib
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    colours = matplotlib.colormaps["viridis"]
+def draw_curves(axes: Any, colours: Any, curves: Sequence[Curve], config: PruningConfig) -> None:
     for i, curve in enumerate(curves):
-        values = curve.values(config.curves.measure)
-        points = [(ratio, value) for ratio, value in zip(curve.ratios, values) if value > 0]
-        axes.plot(*zip(*points), color=colours(i / max(1, len(curves) - 1)), linewidth=1) if points else None
+        points = [(r, value) for r, value in zip(curve.ratios, curve.values(config.curves.measure)) if value > 0]
+        if points:
+            axes.plot(*zip(*points), color=colours(i / max(1, len(curves) - 1)), linewidth=1)
     axes.set_yscale("log")
-    axes.set_xlabel("share of the layer removed")
-    axes.set_ylabel(f"{config.curves.measure} squared change")
-    return figure
+    what = "largest per-sample" if config.curves.measure == "worst" else "mean"
+    axes.set(xlabel="share of the layer removed", ylabel=f"{what} squared change")

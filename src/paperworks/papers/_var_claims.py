@@ -30,6 +30,7 @@ from paperworks.papers._var_recipe import (
     TokenSet,
     VARConfig,
     adamw,
+    averaged_model,
     framed,
     framing,
     labels_of,
@@ -219,7 +220,7 @@ def _train_and_judge(
         found[key][name] = [round(row[key], 4) for row in trail[:CHECKPOINTS]]
     found["seconds"][name] = round(fitted.seconds, 1)
     found.setdefault("held_out_nats_per_image", {})[name] = round(
-        negative_log_likelihood(fitted.averaged.model, [sets[1].batch(list(range(len(sets[1]))))])
+        negative_log_likelihood(averaged_model(fitted), [sets[1].batch(list(range(len(sets[1]))))])
         * sets[1].tokens.shape[1],
         2,
     )
@@ -283,7 +284,7 @@ def edit_without_training(bench: Bench, seed: int) -> dict[str, Any]:
     budget = replace(config.transformer_training, steps=STEPS, eval_every=STEPS // CHECKPOINTS, checkpoint_every=10**9)
     folder = bench.folder / f"scale-transformer-seed{seed}"
     fitted = fit(TokenPrediction(model), token_sets(config, tokenizer)[0], budget, folder, label="")
-    generator = fitted.averaged.model
+    generator = averaged_model(fitted)
     assert isinstance(generator, NextScaleTransformer)
     test = open_split(config, "test")
     images, truth = framed(test, 32, 300), labels_of(test)[:300]
@@ -338,7 +339,7 @@ def scaling(bench: Bench, seed: int) -> dict[str, Any]:
         budget = replace(config.transformer_training, steps=300, checkpoint_every=10**9)
         folder = bench.folder / f"width{width}-seed{seed}"
         fitted = fit(TokenPrediction(model), train, budget, folder, label=f"width {width}, seed {seed}")
-        losses.append(negative_log_likelihood(fitted.averaged.model, [test.batch(list(range(len(test))))]))
+        losses.append(negative_log_likelihood(averaged_model(fitted), [test.batch(list(range(len(test))))]))
         sizes.append(sum(p.numel() for p in model.parameters()))
     law = fit_power_law(sizes, losses)
     found = {"parameters": sizes, "losses": losses, "exponent": law.b, "correlation": law.correlation}

@@ -22,7 +22,7 @@ from paperworks.objectives.token_prediction import TokenPrediction
 from paperworks.objectives.tokenizer_training import TokenizerTraining
 from paperworks.paper import Run
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
+from paperworks.training import Fitted, OptimizerConfig, ScheduleConfig, TrainConfig, fit
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,9 @@ def _perceptual(name: str) -> nn.Module | None:
         from paperworks.analysis.features import lite0
 
         return FeaturePerceptual(lite0())
-    return {"pyramid": PyramidLoss, "lpips": LPIPSLoss, "none": lambda: None}[name]()
+    if name == "none":
+        return None
+    return LPIPSLoss() if name == "lpips" else PyramidLoss()
 
 
 # --- stage 2 ----------------------------------------------------------------------------------------------------------
@@ -274,10 +276,16 @@ def train_transformer(config: VARConfig, run: Run) -> Mapping[str, Any]:
         repeats = -(-steps.batch_size // len(data))
         data = TokenSet(data.tokens.repeat(repeats, 1), data.inputs.repeat(repeats, 1, 1), data.labels.repeat(repeats))
     fitted = fit(TokenPrediction(model, config.transformer.label_dropout), data, steps, folder, label="transformer")
-    best = fitted.averaged
-    assert isinstance(best, TokenPrediction)
-    best.model.save_pretrained(folder / "model")
+    best = averaged_model(fitted)
+    assert isinstance(best, NextScaleTransformer)
+    best.save_pretrained(folder / "model")
     return {"seconds": round(fitted.seconds, 1), "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def averaged_model(fitted: Fitted) -> nn.Module:
+    objective = fitted.averaged
+    assert isinstance(objective, TokenPrediction)
+    return objective.model
 
 
 # --- what a run made --------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def export(run: Run, *, to: Literal["onnx"] = "onnx", out: Path | None = None) -
     """
     tokenizer = load_tokenizer(run)
     path = out or run.folder / "decoder.onnx"
-    tokenizer.forward = tokenizer.decode_features  # type: ignore[method-assign]
+    tokenizer.forward = tokenizer.decode_features
     torch.onnx.export(
         tokenizer, (tokenizer.begin(1),), path, input_names=["features"], output_names=["image"], dynamo=True, verbose=False
     )

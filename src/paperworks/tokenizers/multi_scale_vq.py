@@ -77,6 +77,8 @@ class MultiScaleVQ(nn.Module):
     share_quant_resi: number of phi convolutions (0: one per scale). quant_resi: their weight r. beta: commitment weight.
     """
 
+    ema_vocab_hit_SV: Tensor
+
     def __init__(
         self,
         vocab_size: int = 4096,
