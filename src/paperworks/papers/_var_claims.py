@@ -220,8 +220,7 @@ def _train_and_judge(
         found[key][name] = [round(row[key], 4) for row in trail[:CHECKPOINTS]]
     found["seconds"][name] = round(fitted.seconds, 1)
     found.setdefault("held_out_nats_per_image", {})[name] = round(
-        negative_log_likelihood(averaged_model(fitted), [sets[1].batch(list(range(len(sets[1]))))])
-        * sets[1].tokens.shape[1],
+        negative_log_likelihood(averaged_model(fitted), [sets[1].batch(list(range(len(sets[1]))))]) * sets[1].tokens.shape[1],
         2,
     )
     bench.say(f"  seed {seed}, next-{name}: distance {found['distance'][name]}, recognised {found['recognised'][name]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from paperworks.layers.discriminators import PatchDiscriminator
 from paperworks.objectives.perceptual import FeaturePerceptual, LPIPSLoss, PyramidLoss
 from paperworks.objectives.token_prediction import TokenPrediction
 from paperworks.objectives.tokenizer_training import TokenizerTraining
-from paperworks.paper import Run
+from paperworks.paper import Run, first_process
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
 from paperworks.training import Fitted, OptimizerConfig, ScheduleConfig, TrainConfig, fit
 
@@ -185,7 +185,7 @@ def train_tokenizer(config: VARConfig, run: Run) -> Mapping[str, Any]:
     )
     objective = tokenizer_objective(config)
     fitted = fit(objective, data, steps, folder, label="tokenizer")
-    objective.tokenizer.save_pretrained(folder / "model")
+    by_first_process(lambda: objective.tokenizer.save_pretrained(folder / "model"))
     skipped = [list(entry) for entry in source.skipped]
     return {"images": len(source), "classes": class_names(source), "skipped": skipped, "seconds": round(fitted.seconds, 1)}
 
@@ -235,7 +235,8 @@ def tokenize(tokenizer: MultiScaleVQVAE, images: Tensor, labels: Tensor, batch_s
 def training_tokens(config: VARConfig, run: Run, tokenizer: MultiScaleVQVAE) -> TokenSet:
     """Every training image `copies` times, each time framed differently; kept in a file, so a resumed run reads it."""
     path = run.stage_folder("transformer") / "tokens.safetensors"
-    if not path.is_file():
+
+    def write() -> None:
         source = open_split(config, "train")
         frame, labels = framing(source, config.image_size, random=True), labels_of(source)
         images = []
@@ -246,6 +247,9 @@ def training_tokens(config: VARConfig, run: Run, tokenizer: MultiScaleVQVAE) -> 
         aside = path.with_suffix(".part")
         save_file({"tokens": found.tokens, "inputs": found.inputs, "labels": found.labels}, aside)
         aside.rename(path)
+
+    if not path.is_file():
+        by_first_process(write)
     stored = load_file(path)
     return TokenSet(stored["tokens"], stored["inputs"], stored["labels"])
 
@@ -278,8 +282,16 @@ def train_transformer(config: VARConfig, run: Run) -> Mapping[str, Any]:
     fitted = fit(TokenPrediction(model, config.transformer.label_dropout), data, steps, folder, label="transformer")
     best = averaged_model(fitted)
     assert isinstance(best, NextScaleTransformer)
-    best.save_pretrained(folder / "model")
+    by_first_process(lambda: best.save_pretrained(folder / "model"))
     return {"seconds": round(fitted.seconds, 1), "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def by_first_process(work: Callable[[], Any]) -> None:
+    """Under torchrun one process writes and the others wait for the file."""
+    if first_process():
+        work()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def averaged_model(fitted: Fitted) -> nn.Module:

@@ -19,7 +19,7 @@ from paperworks.generators.next_scale import NextScaleTransformer
 from paperworks.generators.next_scale_sampling import inpaint, sample
 from paperworks.layers.vector_quantization import CodeUsage
 from paperworks.objectives.token_prediction import negative_log_likelihood
-from paperworks.paper import Run
+from paperworks.paper import Run, first_process
 from paperworks.papers._var_recipe import (
     VARConfig,
     build_transformer,
@@ -133,7 +133,9 @@ def evaluate(config: VARConfig, run: Run, test: ImageSource) -> dict[str, Any]:
 
 
 def write_report(config: VARConfig, run: Run) -> Mapping[str, Any]:
-    """Stage 3: numbers and report.html."""
+    """Stage 3: numbers and report.html, by the first process."""
+    if not first_process():
+        return {}
     test, train = open_split(config, "test"), open_split(config, "train")
     if not len(test):
         test = train
