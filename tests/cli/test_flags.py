@@ -66,5 +66,5 @@ def test_help_names_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[st
 
 def test_flags_are_described_in_one_line() -> None:
     assert described(recipe) == ("--data default  --minutes 8.0  --size  --no-norm  --fast", "Trains it.")
-    assert described(verb, skip=1) == ("--picture (required)  --mode a  --layers (1, 2)", "Uses it.")
+    assert described(verb, skip=1) == ("--picture (required)  --mode a  --layers 1 2", "Uses it.")
     assert defaults(recipe)["minutes"] == 8.0

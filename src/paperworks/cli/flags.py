@@ -34,20 +34,21 @@ def parse(prog: str, argv: Sequence[str], *functions: Callable[..., Any], skip: 
 
 
 def described(function: Callable[..., Any], skip: int = 0) -> tuple[str, str]:
-    """(flags with defaults, first line of the documentation), for tables."""
-    flags = []
-    for parameter in list(inspect.signature(function).parameters.values())[skip:]:
-        name = parameter.name.replace("_", "-")
-        if parameter.default is inspect.Parameter.empty:
-            flags.append(f"--{name} (required)")
-        elif parameter.default is False:
-            flags.append(f"--{name}")
-        elif parameter.default is True:
-            flags.append(f"--no-{name}")
-        else:
-            flags.append(f"--{name} {parameter.default}" if parameter.default is not None else f"--{name}")
+    """(flags with defaults, first paragraph of the documentation), for tables."""
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
     doc = inspect.getdoc(function) or ""
-    return "  ".join(flags), " ".join(doc.split("\n\n")[0].split())
+    return "  ".join(_flag(parameter) for parameter in parameters), " ".join(doc.split("\n\n")[0].split())
+
+
+def _flag(parameter: inspect.Parameter) -> str:
+    name, default = parameter.name.replace("_", "-"), parameter.default
+    if default is inspect.Parameter.empty:
+        return f"--{name} (required)"
+    if default is True:
+        return f"--no-{name}"
+    if default is None or default is False or default == ():
+        return f"--{name}"
+    return f"--{name} {' '.join(map(str, default)) if isinstance(default, tuple | list) else default}"
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
