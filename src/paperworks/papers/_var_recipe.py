@@ -248,8 +248,7 @@ def training_tokens(config: VARConfig, run: Run, tokenizer: MultiScaleVQVAE) -> 
         save_file({"tokens": found.tokens, "inputs": found.inputs, "labels": found.labels}, aside)
         aside.rename(path)
 
-    if not path.is_file():
-        by_first_process(write)
+    by_first_process(lambda: path.is_file() or write())
     stored = load_file(path)
     return TokenSet(stored["tokens"], stored["inputs"], stored["labels"])
 
