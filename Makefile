@@ -37,4 +37,4 @@ bench: $(READY)  ## ours against a peer in one process (ONLY=inceptionnext)
 	$(BIN)/python -m benchmarks $(ONLY)
 
 results: $(READY)  ## write RESULTS.md anew from results/
-	$(BIN)/python -m paperworks.reporting.results
+	$(BIN)/paperworks results

@@ -59,7 +59,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    guidance: float = 1.5
+    guidance: float = 1.0
     top_k: int = 0
     top_p: float = 0.96
     images: int = 1000

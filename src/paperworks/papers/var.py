@@ -81,7 +81,7 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
         data=data,
         image_size=image_size,
         channels=1 if digits else 3,
-        copies=4 if digits else 8,
+        copies=8,
         seed=seed,
         tokenizer=TokenizerConfig(patch_nums=sizes),
     )
