@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from paperworks.backbones.registry import create
@@ -176,23 +177,27 @@ def test_bad_settings_are_named_before_anything_is_trained(changes, message):
 # --- networks of the library and of timm, end to end -----------------------------------------------------------------------
 
 
-def test_an_inceptionnext_is_pruned_and_fine_tuned(tmp_path):
+@pytest.mark.parametrize("name", ["inceptionnext", "resnet18 of timm"])
+def test_other_networks_are_pruned_and_fine_tuned(tmp_path, name):
     torch.manual_seed(0)
-    network = create("inceptionnext_tiny", depths=(1, 1, 1, 1), dims=(16, 24, 32, 40), in_chans=1, num_classes=10)
+    if name == "inceptionnext":
+        network = create("inceptionnext_tiny", depths=(1, 1, 1, 1), dims=(16, 24, 32, 40), in_chans=1, num_classes=10)
+    else:
+        network = timm.create_model("resnet18", in_chans=1, num_classes=10)
     source = open_images("default", split="train").subset(range(0, 4000, 20))
     data = Transformed(source, eval_crop(32), seed=0)
-    images = torch.stack([data[i]["image"] for i in range(24)]).float() / 255
+    images = torch.stack([data[i]["image"] for i in range(8)]).float() / 255
     config = IterativeConfig(
         target=0.75,
-        rate=0.5,
-        curves=CurveConfig(measure="mean", levels=11),
+        rate=0.5 if name == "inceptionnext" else 1.0,
+        curves=CurveConfig(measure="mean", levels=5),
         finetune=TrainConfig(steps=4, batch_size=16, precision="32"),
     )
     objective = Classify(network, mean=(0.0,), std=(1.0,))
     steps = prune_iteratively(
         objective, network, data, images, config, tmp_path, evaluate=lambda _: {"done": 1.0}, say=lambda _: None
     )
-    assert len(steps) == 2 and sparsity(network) >= 0.75 and 0 < steps[-1].flops_left < 1
+    assert len(steps) == (2 if name == "inceptionnext" else 1) and sparsity(network) >= 0.75 and 0 < steps[-1].flops_left < 1
     with torch.no_grad():
         assert torch.isfinite(network(images)).all()
 
