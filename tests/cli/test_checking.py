@@ -25,7 +25,7 @@ def test_check_prints_the_paper_beside_what_was_found(fake: Paper, capsys: Captu
     out = capsys.readouterr().out
     assert "12 parameters" in out and "20x" in out and "5x (4 to 6)" in out
     assert "holds" in out and "direction does not hold" in out
-    assert "paperworks results" in out
+    assert "stored in results/" in out
 
 
 def test_a_claim_that_fails_leaves_the_others_measured(fake: Paper, capsys: Captured) -> None:

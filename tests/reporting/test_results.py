@@ -1,16 +1,24 @@
 """Stored claims and the page made from them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from paperworks.paper import Card, Claim, ClaimText, Measured, at_least, verdict
+from paperworks.errors import InputError
+from paperworks.paper import Card, Claim, ClaimText, Measured, Run, at_least, verdict
 from paperworks.reporting import results
 
 CARD = Card(
     "tiny", "A tiny paper", 2024, "2401.00001", "backbone", "", "Summary.",
     (ClaimText("c1", "Is fast | very", "5", "x", "direction"), ClaimText("c2", "Is large", "-", "-", "cluster")),
 )  # fmt: skip
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -30,9 +38,10 @@ def test_the_page_shows_all_claims_with_spread_and_computed_verdict(folder):
     store([3.0, 2.5, 4.0])
     store([1.0, 2.5, 4.0], id="extra")
     text = results.render({"tiny": CARD, "other": Card("other", "Other", 2020, "1", "dense", "", "S.", ())})
-    assert "| **c1** Is fast \\| very | direction | 5 x | 3 (2.5 to 4, 3 seeds) | direction holds |" in text
-    assert "| **c2** Is large | cluster | - | - | not measured yet | |" in text
-    assert "| **extra** Further | exact | 4 n | 2.5 (1 to 4, 3 seeds) | does not hold |" in text
+    rest = "at least 2.0. ours against theirs. |"
+    assert f"| **c1** Is fast \\| very | direction | 5x | 3x (2.5 to 4, 3 seeds) | laptop | direction holds | {rest}" in text
+    assert "| **c2** Is large | cluster | - | - | - | not measured yet | |" in text
+    assert f"| **extra** Further | exact | 4 n | 2.5 n (1 to 4, 3 seeds) | laptop | does not hold | {rest}" in text
     assert "other (0)" in text and "`paperworks check tiny`" in text
 
 
@@ -48,3 +57,60 @@ def test_storing_one_claim_keeps_the_others(folder):
 def test_nothing_stored_is_nothing(folder):
     assert results.load("tiny") == {} and results.load_benchmarks() == {} and results.load_parity() == {}
     assert "not measured yet" in results.render({"tiny": CARD}, built=lambda slug: True)
+
+
+def test_a_stored_run_says_nothing_about_where_it_lay(folder, tmp_path):
+    run = Run.create(
+        tmp_path / "r", slug="tiny", recipe="laptop", arguments={}, config={}, command=f"paperworks run tiny --out {tmp_path}"
+    )
+    run.record["stages"] = {"train": {"seconds": 90.0, "result": {"loss": 0.5, "report": str(tmp_path / "report.html")}}}
+    results.store_run(run)
+    stored = results.load("tiny")["run"]
+    assert stored["command"] == "paperworks run tiny" and stored["result"] == {"loss": 0.5}
+    assert str(tmp_path) not in (folder / "tiny.json").read_text()
+    assert "`paperworks run tiny` took 1.5 min (train 90 s)." in results.render({"tiny": CARD})
+
+
+def test_parity_names_the_cases_that_fail(folder):
+    cases = {"a": {"passed": True, "worst": 2e-6, "outputs": 3}, "b": {"passed": True, "worst": 3e-7, "outputs": 1}}
+    write(folder / "parity.json", {"tiny": cases})
+    page = results.render({"tiny": CARD}, built=lambda slug: True)
+    assert "2 of 2 cases pass, largest error 2.0e-06 (a)." in page
+    write(folder / "parity.json", {"tiny": {**cases, "c": {"passed": False}}})
+    assert "2 of 3 cases pass, largest error 2.0e-06 (a); not: c." in results.render({"tiny": CARD}, built=lambda slug: True)
+
+
+def test_benchmarks_stand_with_spread_target_and_machine(folder):
+    ratio = {"median": 1.234, "low": 1.1, "high": 1.3}
+    row = {
+        "what": "net | 8",
+        "ours": "eager",
+        "peer": "timm",
+        "ratio": ratio,
+        "target": 1.5,
+        "met": False,
+        "note": "both float32",
+    }
+    machine = {"processor": "A processor", "threads": 2, "simd": "AVX2"}
+    write(folder / "benchmarks" / "tiny.json", {"machine": machine, "rows": [row, {**row, "target": None, "met": None}]})
+    page = results.render({"tiny": CARD})
+    assert "| net \\| 8 | eager | timm | 1.23x (1.10 to 1.30) | 1.5x missed | both float32 |" in page
+    assert "| 1.23x (1.10 to 1.30) |  | both float32 |" in page and "Measured on: A processor, 2 threads, AVX2." in page
+
+
+def test_a_broken_file_is_named(folder):
+    folder.mkdir()
+    (folder / "tiny.json").write_text("{")
+    with pytest.raises(InputError, match=r"tiny\.json is not readable JSON"):
+        results.load("tiny")
+
+
+def test_the_page_lies_beside_the_stored_results(folder):
+    assert results.write_results_md({"tiny": CARD}) == folder.parent / "RESULTS.md" == results.results_md()
+    assert results.results_md().read_text() == results.render({"tiny": CARD})
+
+
+def test_importing_stored_results_pulls_in_nothing_heavy():
+    code = "import sys, paperworks.reporting.results; print({'torch', 'matplotlib', 'jinja2', 'numpy'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paperworks import papers
-from paperworks.cli import output
+from paperworks.cli import output, records
 from paperworks.cli.flags import Slug
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Bench, Claim, Paper, verdict
@@ -60,11 +60,7 @@ def check(
     else:
         output.table({"id": "", "statement": "claim", "paper": "paper", "here": "here", "verdict": "verdict"}, rows)
         if any("error" not in row for row in rows):
-            output.line(
-                "`paperworks results` writes RESULTS.md anew"
-                if data == "default"
-                else "not stored: measured on data of your own"
-            )
+            output.line("stored in results/" if data == "default" else "not stored: measured on data of your own")
     return int(any("error" in row for row in rows))
 
 
@@ -82,6 +78,7 @@ def _measure(slug: str, claim: Claim, bench: Bench) -> dict[str, Any]:
     if bench.data == "default":
         command = _command(slug, [text.id], bench.seeds, bench.data)
         results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=time.monotonic() - started)
+        records.refresh_results_md()
     row |= {
         "here": output.seeds(found.value, found.per_seed, text.unit),
         "verdict": verdict(claim, found),

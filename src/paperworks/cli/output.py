@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paperworks.reporting.results import with_unit as with_unit
+
 PIPE_WIDTH = 200
 """characters per line when the output is not a terminal"""
 
@@ -68,13 +70,6 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(shown(item) for item in value)
     return str(value)
-
-
-def with_unit(value: str, unit: str) -> str:
-    """ "20x", "82.3% top-1", "1.80 FID"; a claim without a number stays "-"."""
-    if unit.strip() in ("", "-") or value == "-":
-        return value
-    return f"{value}{unit}" if unit.split()[0] in ("x", "%") else f"{value} {unit}"
 
 
 def seeds(value: float, per_seed: Sequence[float], unit: str) -> str:

@@ -40,6 +40,12 @@ def measured(slug: str) -> dict[str, Any]:
     return results.load(slug).get("claims", {})
 
 
+def refresh_results_md() -> None:
+    """After something was stored; nothing outside a checkout, which has no such page."""
+    if results.results_md().is_file():
+        results.write_results_md(papers.cards(), built=papers.is_built)
+
+
 def run_minutes(slug: str) -> float | None:
     """What the default recipe took, when its time is stored."""
     run = results.load(slug).get("run")

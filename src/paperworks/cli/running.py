@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from paperworks import papers
-from paperworks.cli import output
+from paperworks.cli import output, records
 from paperworks.cli.flags import defaults, parse
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Paper, Run, VerbName, first_process, next_free
@@ -76,9 +76,10 @@ def run(argv: list[str]) -> int:
         raise KeyboardInterrupt(f"stopped; to go on: {_resuming(argv, folder, options['fresh'])}") from None
     if first_process():
         _tell(this)
-        untouched = not overrides and arguments == defaults(paper.recipes[name])
+        untouched = name == defaults(_run_flags)["recipe"] and not overrides and arguments == defaults(paper.recipes[name])
         if untouched and this.record["sittings"] == 1:  # else the times are not those of the recipe
             results.store_run(this)
+            records.refresh_results_md()
     return 0
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import paperworks
+from paperworks.errors import InputError
 from paperworks.paper import Card, Claim, Measured, Run, Verdict, versions, write_json
+from paperworks.reporting.cells import shown
 
 UNMEASURED = "not measured yet"
 HELD = ("holds", "direction holds")
@@ -59,13 +61,16 @@ def store_claim(slug: str, claim: Claim, measured: Measured, verdict: Verdict, *
 
 
 def store_run(run: Run) -> None:
-    """How long the default recipe took and what it reached."""
+    """How long a recipe took as it stands, and the numbers it reached. Where its folder lay is left out."""
     last = list(run.record["stages"])[-1]
+    recipe = run.record["recipe"]
+    reached = run.record["stages"][last]["result"] or {}
+    launcher = run.record["command"].partition("paperworks run ")[0]  # torchrun, when there were several processes
     record = {
-        "recipe": run.record["recipe"],
+        "recipe": recipe,
         "seconds": run.seconds,
-        "result": run.record["stages"][last]["result"],
-        "command": run.record["command"],
+        "result": {name: value for name, value in reached.items() if not isinstance(value, str)},
+        "command": f"{launcher}paperworks run {run.slug}" + ("" if recipe == "laptop" else f" --recipe {recipe}"),
         "versions": versions(),
         "run_on": datetime.date.today().isoformat(),
     }
@@ -76,7 +81,7 @@ def load_benchmarks() -> dict[str, Any]:
     """Stored benchmarks by name."""
     folder = results_folder()
     files = sorted((folder / "benchmarks").glob("*.json")) if folder else []
-    return {path.stem: json.loads(path.read_text()) for path in files}
+    return {path.stem: _read(f"benchmarks/{path.name}") for path in files}
 
 
 def load_parity() -> dict[str, Any]:
@@ -89,10 +94,15 @@ def load_parity() -> dict[str, Any]:
 
 def write_results_md(cards: Mapping[str, Card], path: Path | None = None, built: Any = None) -> Path:
     """RESULTS.md beside results/ (or at `path`), written anew."""
-    folder = results_folder()
-    path = path or ((folder.parent if folder else Path()) / "RESULTS.md")
-    path.write_text(render(cards, built))
+    path = path or results_md()
+    path.write_text(render(cards, built), encoding="utf-8")
     return path
+
+
+def results_md() -> Path:
+    """Where the page belongs, whether it exists or not."""
+    folder = results_folder()
+    return (folder.parent if folder else Path()) / "RESULTS.md"
 
 
 def render(cards: Mapping[str, Card], built: Any = None) -> str:
@@ -124,11 +134,8 @@ def _paper(card: Card, stored: dict[str, Any], parity: Any) -> list[str]:
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run["seconds"].items())
         lines += [f"`{run['command']}` took {sum(run['seconds'].values()) / 60:.1f} min ({took}).", ""]
     if parity:
-        cases = parity.get("cases", parity) if isinstance(parity, dict) else {}
-        words = [f"{name} {case['worst']:.1e}" for name, case in sorted(cases.items()) if isinstance(case, dict)]
-        if words:
-            lines += [f"Parity with recorded reference outputs, worst error: {', '.join(words)}.", ""]
-    lines += ["| claim | kind | paper | here | verdict | rule and scale |", "|---|---|---|---|---|---|"]
+        lines += [_parity(parity), ""]
+    lines += ["| claim | kind | paper | here | scale | verdict | rule and detail |", "|---|---|---|---|---|---|---|"]
     measured = stored.get("claims", {})
     known = {text.id for text in card.claims}
     for text in card.claims:
@@ -142,28 +149,40 @@ def _paper(card: Card, stored: dict[str, Any], parity: Any) -> list[str]:
     return lines
 
 
+def _parity(cases: Mapping[str, Any]) -> str:
+    """One sentence; the cases that failed are named."""
+    failed = [name for name, case in sorted(cases.items()) if not case["passed"]]
+    errors = [(case["worst"], name) for name, case in cases.items() if case["passed"] and "worst" in case]
+    text = f"Parity with recorded reference outputs: {len(cases) - len(failed)} of {len(cases)} cases pass"
+    if errors:
+        text += ", largest error {:.1e} ({})".format(*max(errors))
+    return f"{text}; not: {', '.join(failed)}." if failed else f"{text}."
+
+
 def _row(id: str, statement: str, kind: str, paper_value: str, unit: str, record: dict[str, Any] | None) -> str:
-    paper = "-" if paper_value == "-" else f"{paper_value} {unit}".strip()
+    start = f"| **{id}** {_cell(statement)} | {kind} | {_cell(with_unit(paper_value, unit))} |"
     if record is None:
-        return f"| **{id}** {_cell(statement)} | {kind} | {_cell(paper)} | - | {UNMEASURED} | |"
-    words = f"{record['rule']}. {record['scale']}. {record['detail']}"
-    return f"| **{id}** {_cell(statement)} | {kind} | {_cell(paper)} | {_here(record)} | {record['verdict']} | {_cell(words)} |"
+        return f"{start} - | - | {UNMEASURED} | |"
+    words = ". ".join(text.strip().rstrip(".") for text in (record["rule"], record["detail"]) if text.strip())
+    return f"{start} {_cell(_here(record))} | {_cell(record['scale'])} | {record['verdict']} | {_cell(words)}. |"
 
 
-def _here(record: dict[str, Any]) -> str:
-    value = _number(record["value"])
-    if not record["spread"]:
-        return value
-    low, high = (_number(each) for each in record["spread"])
+def _here(record: Mapping[str, Any]) -> str:
+    value = with_unit(shown(record["value"]), record["unit"])
     count = len(record["per_seed"])
-    return f"{value} ({low} to {high}, {count} {'seed' if count == 1 else 'seeds'})"
+    if not count:
+        return value
+    if count == 1:
+        return f"{value} (1 seed)"
+    low, high = (shown(each) for each in record["spread"])
+    return f"{value} ({low} to {high}, {count} seeds)"
 
 
 def _benchmarks(found: Mapping[str, Any]) -> list[str]:
     if not found:
         return ["## Benchmarks", "", "None stored yet; `make bench` runs them."]
     lines = ["## Benchmarks", "", "Peer's time over ours, both run alternately in one process; quartiles over rounds.", ""]
-    lines += ["| what | ours | peer | ratio | target |", "|---|---|---|---|---|"]
+    lines += ["| what | ours | peer | ratio | target | note |", "|---|---|---|---|---|---|"]
     machines = set()
     for bench in found.values():
         machine = bench["machine"]
@@ -172,7 +191,8 @@ def _benchmarks(found: Mapping[str, Any]) -> list[str]:
             ratio = row["ratio"]
             target = "" if row["target"] is None else f"{row['target']:g}x {'met' if row['met'] else 'missed'}"
             words = f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            lines.append(f"| {_cell(row['what'])} | {_cell(row['ours'])} | {_cell(row['peer'])} | {words} | {target} |")
+            cells = (row["what"], row["ours"], row["peer"], words, target, row.get("note", ""))
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return [*lines, "", f"Measured on: {'; '.join(sorted(machines))}."]
 
 
@@ -180,8 +200,11 @@ def _cell(text: str) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def with_unit(value: str, unit: str) -> str:
+    """ "20x", "82.3% top-1", "1.80 FID"; a claim without a number stays "-"."""
+    if unit.strip() in ("", "-") or value == "-":
+        return value
+    return f"{value}{unit}" if unit.split()[0] in ("x", "%") else f"{value} {unit}"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -190,7 +213,12 @@ def _number(value: Any) -> str:
 def _read(name: str) -> dict[str, Any]:
     folder = results_folder()
     path = folder / name if folder else None
-    return json.loads(path.read_text()) if path and path.is_file() else {}
+    if not (path and path.is_file()):
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path} is not readable JSON: mend it, or remove it and measure again") from None
 
 
 def _update(slug: str, change: Any) -> None:
