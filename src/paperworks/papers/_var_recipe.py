@@ -237,6 +237,8 @@ def training_tokens(config: VARConfig, run: Run, tokenizer: MultiScaleVQVAE) -> 
     path = run.stage_folder("transformer") / "tokens.safetensors"
 
     def write() -> None:
+        if path.is_file():
+            return
         source = open_split(config, "train")
         frame, labels = framing(source, config.image_size, random=True), labels_of(source)
         images = []
@@ -248,7 +250,7 @@ def training_tokens(config: VARConfig, run: Run, tokenizer: MultiScaleVQVAE) -> 
         save_file({"tokens": found.tokens, "inputs": found.inputs, "labels": found.labels}, aside)
         aside.rename(path)
 
-    by_first_process(lambda: path.is_file() or write())
+    by_first_process(write)
     stored = load_file(path)
     return TokenSet(stored["tokens"], stored["inputs"], stored["labels"])
 
