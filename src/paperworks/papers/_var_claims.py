@@ -43,8 +43,8 @@ from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
 from paperworks.training import TrainConfig, fit
 
 CHECKPOINTS = 3
-IMAGES = 600
-TOKENIZER_STEPS, STEPS = 350, 450
+IMAGES = 500
+TOKENIZER_STEPS, STEPS = 200, 300
 DEPTH, DIM, HEADS = 4, 128, 2
 
 
@@ -335,7 +335,7 @@ def scaling(bench: Bench, seed: int) -> dict[str, Any]:
     for width in WIDTHS:
         torch.manual_seed(seed)
         model = NextScaleTransformer(10, DEPTH, width, max(1, width // 32), (1, 2, 3, 4), 256, 16)
-        budget = replace(config.transformer_training, steps=300, checkpoint_every=10**9)
+        budget = replace(config.transformer_training, steps=200, checkpoint_every=10**9)
         folder = bench.folder / f"width{width}-seed{seed}"
         fitted = fit(TokenPrediction(model), train, budget, folder, label=f"width {width}, seed {seed}")
         losses.append(negative_log_likelihood(averaged_model(fitted), [test.batch(list(range(len(test))))]))

@@ -257,7 +257,7 @@ def _edited(
 
 # --- claims -------------------------------------------------------------------------------------------------------------
 
-TOY = "MNIST-5k at 32 px, 4 x 4 latents, 350 tokenizer steps; 4 layers x 128 for 450 steps (raster order: for as long)"
+TOY = "MNIST-5k at 32 px, 4 x 4 latents, 200 tokenizer steps; 4 layers x 128 for 300 steps (raster order: for as long)"
 
 
 @paper.claim(
@@ -339,7 +339,7 @@ def power_law(bench: Bench) -> Measured:
     correlations = [one["correlation"] for one in found]
     return Measured(
         statistics.median(correlations),
-        "MNIST-5k tokens, 4 layers of width 32 to 160, 300 steps each",
+        "MNIST-5k tokens, 4 layers of width 32 to 160, 200 steps each",
         f"exponents {', '.join(format(one['exponent'], '.3f') for one in found)}",
         correlations,
         bench.seeds,
