@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"no benchmark {name}; {hint}", file=sys.stderr)
             return 2
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
     missed = 0
     for name in chosen:
         rows = importlib.import_module(f"benchmarks.{name}").run()

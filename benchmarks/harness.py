@@ -6,11 +6,9 @@ entry checks that they agree before it times them.
 
 from __future__ import annotations
 
-import gc
 import json
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,11 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from paperworks.analysis.timing import Work, alternate
 from paperworks.paper import versions, write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
-
-Work = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -57,39 +54,12 @@ class Row:
         return None if self.target is None else self.ratio.median >= self.target
 
 
-def seconds(work: Work, repeats: int = 1) -> float:
-    """Mean wall time of `repeats` calls."""
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - started) / repeats
-
-
 def compare(ours: Work, peer: Work, rounds: int = 15, warmup: int = 2, least: float = 0.05) -> Ratio:
-    """Time both sides alternately; the order swaps from round to round.
-
-    rounds: pairs of timings. warmup: untimed calls of each side first. least: seconds that one timing lasts at least
-    (short work is repeated within it, by the same count for a side in every round).
-    """
-    sides = (ours, peer)
-    repeats = []
-    for side in sides:
-        for _ in range(warmup):
-            side()
-        repeats.append(max(1, round(least / max(seconds(side), 1e-9))))
-    times: tuple[list[float], list[float]] = ([], [])
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        for number in range(rounds):
-            for which in (0, 1) if number % 2 == 0 else (1, 0):
-                times[which].append(seconds(sides[which], repeats[which]))
-    finally:
-        if collected:
-            gc.enable()
-    ratios = [slow / fast for fast, slow in zip(*times)]
+    """Time both sides alternately (`paperworks.analysis.timing.alternate` explains the arguments)."""
+    times = alternate({"ours": ours, "peer": peer}, rounds, warmup, least)
+    ratios = [slow / fast for fast, slow in zip(times["ours"], times["peer"])]
     low, _, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (ratios[0],) * 3
-    return Ratio(median(ratios), low, high, median(times[0]), median(times[1]), rounds)
+    return Ratio(median(ratios), low, high, median(times["ours"]), median(times["peer"]), rounds)
 
 
 def machine() -> dict[str, Any]:
