@@ -39,7 +39,7 @@ def trained_and_compared(bench: Bench, network: NetworkConfig, seed: int) -> dic
     training = replace(_training(seed), steps=400 if len(problem.train) < 10_000 else 1200)
     dense = problem.network()
     objective = Classify(dense, mean=problem.mean, std=problem.std)
-    fit(objective, problem.training_data(), training, folder / "training", label=f"{network.name} seed {seed}")
+    fit(objective, problem.training_data(), problem.fitting(training), folder / "training", label=f"{network.name} seed {seed}")
     calibration = problem.calibration()
     curves = measure(dense, calibration, config.curves)
     found = compare(dense, curves, calibration, Evaluation(dense, problem), config)

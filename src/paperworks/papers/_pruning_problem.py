@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +112,10 @@ class Problem:
         else:
             transform = train_crop(size, flip=flip)
         return Transformed(self.train, transform, seed=self.config.seed)
+
+    def fitting(self, training: TrainConfig) -> TrainConfig:
+        """The same training with a batch no larger than the data set: a handful of images is enough to try things out."""
+        return replace(training, batch_size=min(training.batch_size, len(self.train)))
 
     def calibration(self) -> Tensor:
         """Normalised images [N, C, H, W], evenly strided through the training images, or standard-normal noise."""

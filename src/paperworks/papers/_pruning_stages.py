@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def train_dense(config: PruningConfig, run: Run) -> Mapping[str, Any]:
     seconds = 0.0
     if config.training is not None:
         objective = Classify(network, mean=problem.mean, std=problem.std)
-        fitted = fit(objective, problem.training_data(), config.training, run.stage_folder("train"), label="dense network")
+        training = problem.fitting(config.training)
+        fitted = fit(objective, problem.training_data(), training, run.stage_folder("train"), label="dense network")
         seconds = fitted.seconds
     save_model(network.eval(), str(run.folder / DENSE))
     evaluation = Evaluation(network, problem)
@@ -82,7 +84,7 @@ def iterative_stage(config: PruningConfig, run: Run) -> Mapping[str, Any]:
             network,
             problem.training_data(),
             problem.calibration(),
-            config.iterative,
+            replace(config.iterative, finetune=problem.fitting(config.iterative.finetune)),
             run.stage_folder("iterative"),
             evaluate=evaluation,
         )

@@ -126,9 +126,9 @@ def photos(
         seed=seed,
         network=NetworkConfig(network, pretrained=network != "lite0", image_size=size),
         crops=400 if data == "photos" else None,
-        curves=CurveConfig(measure="mean", images=24, every=10, batch_size=24, source="gaussian" if zero_data else "train"),
+        curves=CurveConfig(measure="mean", images=16, every=10, batch_size=16, source="gaussian" if zero_data else "train"),
         sparsities=(0.1, 0.2, 0.3, 0.4, 0.5),
-        test_images=200,
+        test_images=100,
         keep=keep,
     )
     return Recipe(config, STAGES)
