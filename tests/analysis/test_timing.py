@@ -14,7 +14,7 @@ def test_works_take_turns_and_the_order_turns_around():
 
 def test_short_work_is_repeated_within_a_timing():
     calls: list[int] = []
-    alternate({"a": lambda: (calls.append(0), time.sleep(0.001))}, rounds=1, warmup=0, least=0.01)
+    alternate({"a": lambda: (calls.append(0), time.sleep(0.001))}, rounds=1, warmup=1, least=0.1)
     assert len(calls) > 3
 
 
