@@ -151,7 +151,8 @@ def write_report(config: VARConfig, run: Run) -> Mapping[str, Any]:
     page.images("Samples, a column per class", made, columns=columns, labels=names[:columns], caption=_sampling_words(config))
     _show_neighbours(page, config, made[:columns], train)
     _show_scales(page, config, tokenizer, model, columns)
-    images, truth = framed(test, config.image_size, 12), labels_of(test)[:12]
+    some = test.subset(range(0, len(test), -(-len(test) // 12)))  # spread over the classes
+    images, truth = framed(some, config.image_size), labels_of(some)
     rebuilt, _ = reconstruct(tokenizer, images)
     page.compare(
         "What the tokenizer keeps",
