@@ -151,3 +151,11 @@ def test_released_checkpoints_load_with_their_derived_buffers():
 def test_bad_input_is_named(tokenizer, call, named):
     with pytest.raises(InputError, match=named):
         call(transformer(), tokenizer)
+
+
+def test_sampling_inside_autocast_is_the_same(tokenizer):
+    model, labels = transformer(), torch.tensor([0, 1])
+    outside = sample(model, tokenizer, labels, Draws.seeded(0, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = sample(model, tokenizer, labels, Draws.seeded(0, 2))
+    assert torch.equal(inside.features, outside.features)

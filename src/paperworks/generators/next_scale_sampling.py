@@ -73,6 +73,22 @@ def sample(
         raise InputError(
             f"the transformer was built for scales {model.patch_nums}, the tokenizer has {tuple(tokenizer.patch_nums)}"
         )
+    with torch.autocast(labels.device.type, enabled=False):  # the cache has the weights' own precision
+        return _sample(model, tokenizer, labels, draws, guidance, top_k, top_p, smooth, edit, observe)
+
+
+def _sample(
+    model: NextScaleTransformer,
+    tokenizer: ScaleTokenizer,
+    labels: Tensor,
+    draws: Draws,
+    guidance: float,
+    top_k: int,
+    top_p: float,
+    smooth: bool,
+    edit: Edit | None,
+    observe: Callable[[int, Tensor], None] | None,
+) -> Sampled:
     rows, last = len(labels), max(1, len(model.patch_nums) - 1)
     both = torch.cat((labels, torch.full_like(labels, model.num_classes))) if guidance else labels
     decoder = model.decoding(both)

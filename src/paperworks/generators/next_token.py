@@ -63,6 +63,13 @@ def sample_tokens(
     model: NextTokenTransformer, labels: Tensor, draws: Draws, *, guidance: float = 1.5, top_k: int = 0, top_p: float = 0.0
 ) -> Tensor:
     """Tokens [B, L] of `labels` [B], one pass per token; guidance grows with the position, as VAR's does with scale."""
+    with torch.autocast(labels.device.type, enabled=False):  # the cache has the weights' own precision
+        return _sample_tokens(model, labels, draws, guidance, top_k, top_p)
+
+
+def _sample_tokens(
+    model: NextTokenTransformer, labels: Tensor, draws: Draws, guidance: float, top_k: int, top_p: float
+) -> Tensor:
     rows = len(labels)
     both = torch.cat((labels, torch.full_like(labels, model.num_classes))) if guidance else labels
     condition = model.class_emb(both)
