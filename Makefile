@@ -24,8 +24,8 @@ setup: $(READY)  ## create the virtual environment (the other targets do it when
 run: $(READY)    ## the main job: train VAR on real images, sample, leave runs/var/report.html (ARGS="--data DIR")
 	$(BIN)/paperworks run var $(ARGS)
 
-test: $(READY)   ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)   ## the whole test suite, on two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(READY)  ## style, types, and that rooms depend downwards only
 	$(BIN)/ruff check src tests benchmarks
