@@ -201,8 +201,8 @@ def _train_and_judge(
     trail: list[dict[str, float]] = []
 
     def look(objective: Any, ctx: Any) -> dict[str, float]:
-        made = _make(objective.model, tokenizer, labels, seed)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # images and features in full precision
+            made = _make(objective.model, tokenizer, labels, seed)
             features, logits = judge.features(made), judge.logits(made)
         trail.append(
             {
