@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 Work = Callable[[], Any]
+Key = TypeVar("Key")
 
 
 def seconds(work: Work, repeats: int = 1) -> float:
@@ -18,7 +19,7 @@ def seconds(work: Work, repeats: int = 1) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def alternate(works: Mapping[str, Work], rounds: int = 15, warmup: int = 2, least: float = 0.05) -> dict[str, list[float]]:
+def alternate(works: Mapping[Key, Work], rounds: int = 15, warmup: int = 2, least: float = 0.05) -> dict[Key, list[float]]:
     """Seconds of each work in each round; the order turns around from round to round.
 
     warmup: untimed calls of each work first. least: seconds that one timing lasts at least (short work is repeated within it,
@@ -29,7 +30,7 @@ def alternate(works: Mapping[str, Work], rounds: int = 15, warmup: int = 2, leas
         for _ in range(warmup):
             work()
         repeats[name] = max(1, round(least / max(seconds(work), 1e-9)))
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[Key, list[float]] = {name: [] for name in works}
     collected = gc.isenabled()
     gc.disable()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ class ConvNeXt(Backbone):
                 self.head.bias.mul_(head_init_scale)
 
     @classmethod
-    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> ConvNeXt:
+    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
         """Weights of the ConvNeXt authors or of the study variants (InceptionNeXt authors)."""
         ratio = official.get(
             "conv_ratio", 1

@@ -1,6 +1,7 @@
 """MetaNeXt (2303.16900, section 3.1): the ConvNeXt skeleton with any token mixer, x + gamma * MLP(norm(mixer(x))).
 
-InceptionNeXt is MetaNeXt with the Inception depthwise convolution and batch norm; module names are those of the released files.
+InceptionNeXt is MetaNeXt with the Inception depthwise convolution and batch norm. Module names are those of the released files,
+which are also timm's: `MetaNeXt.from_official` takes both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from paperworks.layers.convolution import DepthwiseConv2d, InceptionDWConv2d, Pa
 from paperworks.layers.drop_path import DropPath, linear_rates
 from paperworks.layers.mlp import Activation, ConvMlp, MlpHead, NormHead, PoolHead
 from paperworks.layers.norms import Norm, make_norm
-from paperworks.layers.pretrained import load_official
 
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "inception": InceptionDWConv2d,
@@ -156,11 +156,6 @@ class MetaNeXt(Backbone):
         self.head = _make_head(head, dims[-1], num_classes, global_pool, drop_rate)
         self.head_hidden_size = self.head.num_features
         self.apply(initialise)
-
-    @classmethod
-    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> MetaNeXt:
-        """The authors' or timm's weights (their keys are equal) in a network built with the given constructor arguments."""
-        return load_official(cls(**official), state_dict)
 
     def stem_module(self) -> nn.Module:
         return self.stem

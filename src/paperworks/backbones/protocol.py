@@ -6,15 +6,15 @@ A network derives from `Backbone`, which needs from it only `levels()` (the step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from paperworks.errors import InputError
-from paperworks.layers.pretrained import Pretrained
+from paperworks.layers.pretrained import Pretrained, load_official
 
 
 class Backbone(nn.Module, Pretrained):
@@ -49,6 +49,11 @@ class Backbone(nn.Module, Pretrained):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         raise NotImplementedError
+
+    @classmethod
+    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
+        """The authors' weights in a network built with the given constructor arguments."""
+        return load_official(cls(**official), state_dict)
 
     # --- forward passes ---------------------------------------------------------------------------------------------------
 

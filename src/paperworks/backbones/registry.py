@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from paperworks.backbones.protocol import Backbone
 from paperworks.errors import InputError, nearest
 
 MODULES = ("inceptionnext", "cifar")
@@ -37,7 +38,7 @@ IMAGENET = {
 class Entry:
     """A named network of a paper."""
 
-    network: type[nn.Module]
+    network: type[Backbone]
     arguments: Mapping[str, Any]
     cfg: Mapping[str, Any] = field(default_factory=dict)
     """what differs from IMAGENET in timm's pretrained_cfg: where weights are, input size, crop, first and last layer"""
@@ -52,10 +53,10 @@ class Entry:
     def has_weights(self) -> bool:
         return bool(self.cfg.get("hf_hub_id") or self.cfg.get("url"))
 
-    def build(self, **arguments: Any) -> nn.Module:
+    def build(self, **arguments: Any) -> Backbone:
         """The network with random weights, constructor arguments replaced by those given."""
         model = self.network(**{**self.arguments, **arguments})
-        model.pretrained_cfg = self.pretrained_cfg  # type: ignore[assignment]
+        model.pretrained_cfg = self.pretrained_cfg
         return model
 
 
@@ -99,7 +100,7 @@ def _entrypoint(name: str, entry: Entry, build: Callable[..., nn.Module], module
         features: dict[str, Any] = {"feature_cls": "getter"}
         if arguments.get("features_only"):
             with torch.device("meta"):  # only to count the feature maps
-                features["out_indices"] = tuple(range(len(entry.build().feature_info)))  # type: ignore[arg-type]
+                features["out_indices"] = tuple(range(len(entry.build().feature_info)))
         return build(entry.network, name, pretrained, feature_cfg=features, **{**entry.arguments, **arguments})
 
     create_in_timm.__name__ = create_in_timm.__qualname__ = name

@@ -1,12 +1,13 @@
-"""What InceptionNeXt's claims are measured on: exact counts, operator and step times, micro networks side by side."""
+"""How InceptionNeXt's claims are measured. Speeds: alternately in one process, in both memory layouts, the better one of each
+network counts, as in the paper. Accuracies: small networks that differ in the token mixer alone, equal epochs."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from statistics import median
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import geometric_mean, mean, median
 from typing import Any
 
 import timm
@@ -14,97 +15,97 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperworks.analysis.counting import count_macs, macs_by_kind
+from paperworks.analysis.counting import count_parameters, macs_by_kind
+from paperworks.analysis.timing import alternate
+from paperworks.backbones.convnext import ConvNeXt
+from paperworks.backbones.metanext import MetaNeXt
 from paperworks.backbones.registry import create
-from paperworks.layers.convolution import InceptionDWConv2d
+from paperworks.data import ImageSource, Mix, Transformed, open_images
+from paperworks.data.transforms import train_shift
+from paperworks.layers.convolution import DepthwiseConv2d, InceptionDWConv2d
 from paperworks.objectives.classify import Classify, score
-from paperworks.paper import Bench, write_json
-from paperworks.papers._inceptionnext_recipe import (
-    InceptionNeXtConfig,
-    NetworkConfig,
-    batches,
-    fit_network,
-    open_split,
-    training_config,
-)
+from paperworks.paper import Bench, Measured
+from paperworks.papers._classification import DIGITS, _some, evaluation_transform, in_order
+from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
 
-STEPS, BATCH = 300, 64
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
-MICRO = "four stages of 2 layers, 24 to 192 wide, 32 px MNIST-5k, 300 steps of 64"
+BATCH = 2
+"""images per step in timings"""
 
 
-def giga_macs(name: str, size: int = 224) -> float:
-    """Multiply-accumulates of a network by timm's or our name, counted without computing."""
+# --- counted ----------------------------------------------------------------------------------------------------------------
+
+
+def _macs(build: Callable[[], nn.Module]) -> Mapping[str, int]:
     with torch.device("meta"):
-        model = timm.create_model(name) if timm.is_model(name) else create(name)
-        return count_macs(model.eval(), torch.empty(1, 3, size, size)) / 1e9
+        return {str(kind): number for kind, number in macs_by_kind(build(), torch.zeros(1, 3, 224, 224)).items()}
 
 
-def depthwise_share() -> float:
-    """Percent of ConvNeXt-T's multiply-accumulates that its 7x7 depthwise convolutions take."""
-    with torch.device("meta"):
-        kinds = macs_by_kind(timm.create_model("convnext_tiny").eval(), torch.empty(1, 3, 224, 224))
-    return 100 * kinds["depthwise"] / sum(kinds.values())
+def depthwise_share() -> Measured:
+    kinds = _macs(ConvNeXt)
+    total = sum(kinds.values())
+    return Measured(
+        100 * kinds["depthwise"] / total,
+        "any",
+        f"{kinds['depthwise'] / 1e6:.0f} M of {total / 1e9:.3f} G multiply-accumulates of ConvNeXt-T are in its 7x7 kernels",
+        numbers=dict(kinds),
+    )
 
 
-def mixer_branches(channels: int = 96) -> int:
-    """The number of branches of the paper's mixer, after checking on real numbers that each does what it should: identity
-    first and bit for bit, then 3x3, 1x11 and 11x1, each on an eighth of the channels; -1 when one does not."""
-    torch.manual_seed(0)
-    mixer, width = InceptionDWConv2d(channels), channels // 8
-    images = torch.randn(2, channels, 14, 14)
-    with torch.no_grad():
-        mixed = mixer(images)
-        parts = images.split((channels - 3 * width, width, width, width), 1)
-        convolved = [
-            F.conv2d(part, conv.weight, conv.bias, padding=tuple(k // 2 for k in conv.kernel_size), groups=width)
-            for part, conv in zip(parts[1:], (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h))
-        ]
-    shapes = [tuple(conv.kernel_size) for conv in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)]
-    exact = torch.equal(mixed[:, : channels - 3 * width], parts[0])
-    equal = torch.allclose(mixed[:, channels - 3 * width :], torch.cat(convolved, 1), atol=1e-5)
-    weights = sum(p.numel() for p in mixer.parameters()) == width * (9 + 11 + 11 + 3)
-    return 1 + len(shapes) if exact and equal and weights and shapes == [(3, 3), (1, 11), (11, 1)] else -1
+def similar_operations() -> Measured:
+    convnext = sum(_macs(ConvNeXt).values()) / 1e9
+    resnet = sum(_macs(lambda: timm.create_model("resnet50")).values()) / 1e9
+    return Measured(
+        convnext,
+        "any",
+        f"ConvNeXt-T {convnext:.3f} G, ResNet-50 {resnet:.3f} G: {convnext / resnet:.3f} times as many",
+        numbers={"ConvNeXt-T": convnext, "ResNet-50": resnet, "ratio": convnext / resnet},
+    )
 
 
-# --- times ------------------------------------------------------------------------------------------------------------
+def four_branches() -> Measured:
+    """The support of every output channel is found by sending an impulse through the mixer."""
+    kinds, unchanged, parameters, formula, shares = set(), True, 0, 0, {}
+    for channels, square, band, ratio in ((96, 3, 11, 0.125), (40, 3, 9, 0.25), (20, 5, 7, 0.25), (768, 3, 11, 0.125)):
+        mixer = InceptionDWConv2d(channels, square, band, ratio)
+        for parameter in mixer.parameters():
+            nn.init.constant_(parameter, 1.0 if parameter.ndim == 4 else 0.0)
+        group = int(channels * ratio)
+        impulse = torch.zeros(1, channels, 25, 25)
+        impulse[:, :, 12, 12] = 1
+        with torch.no_grad():
+            response = mixer(impulse)[0] != 0
+            images = torch.randn(2, channels, 14, 14)
+            unchanged &= torch.equal(mixer(images)[:, : channels - 3 * group], images[:, : channels - 3 * group])
+        supports = [(int(r.any(1).sum()), int(r.any(0).sum())) for r in response]
+        expected = [(1, 1)] * (channels - 3 * group)
+        for support in ((square, square), (1, band), (band, 1)):
+            expected += [support] * group
+        unchanged &= supports == expected
+        kinds.add(len(set(supports)))
+        parameters += count_parameters(mixer)
+        formula += group * (square * square + 2 * band + 3)
+        shares[f"C={channels}"] = {
+            "taps per channel": group * (square**2 + 2 * band) / channels,
+            "touched": 3 * group / channels,
+        }
+    count = kinds.pop() if len(kinds) == 1 else 0
+    return Measured(
+        float(count),
+        "any",
+        "C = 96: 3.9 taps per channel and 3/8 of the channels touched, against 49 and all of them for 7x7",
+        numbers={"identity_unchanged": unchanged, "parameters": parameters, "formula": formula, "shares": shares},
+    )
 
 
-def seconds_per_mac(rounds: int = 9) -> tuple[float, float]:
-    """(depthwise 7x7, pointwise) seconds per multiply-accumulate on 96 channels of 56 x 56, each in its better layout."""
-    depthwise, pointwise = nn.Conv2d(96, 96, 7, padding=3, groups=96), nn.Conv2d(96, 96, 1)
-    images = torch.randn(4, 96, 56, 56)
-    found = []
-    for conv in (depthwise, pointwise):
-        macs = images[:, 0].numel() * conv.weight.numel()
-        times = []
-        for layout in LAYOUTS.values():
-            layer, given = conv.to(memory_format=layout), images.contiguous(memory_format=layout)
-            with torch.inference_mode():
-                times.append(_median_seconds(lambda layer=layer, given=given: layer(given), rounds))  # type: ignore[misc]
-        found.append(min(times) / macs)
-    return found[0], found[1]
+# --- timed ------------------------------------------------------------------------------------------------------------------
 
 
-def step_seconds(names: Sequence[str], batch: int = 4, rounds: int = 5) -> dict[str, dict[str, float]]:
-    """Median training-step time (forward, backward, SGD) of networks at 224 pixels, per layout, run alternately."""
-    images, labels = torch.rand(batch, 3, 224, 224), torch.arange(batch)
-    steps = {}
-    for name in names:
-        for layout, form in LAYOUTS.items():
-            model = timm.create_model(name) if timm.is_model(name) else create(name)
-            steps[name, layout] = _step(model.train().to(memory_format=form), images.contiguous(memory_format=form), labels)
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for number in range(rounds + 1):
-        for key, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if number:  # the first round warms up
-                times[key].append(time.perf_counter() - started)
-    return {name: {layout: median(times[name, layout]) for layout in LAYOUTS} for name in names}
-
-
-def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def training_step(model: nn.Module, layout: torch.memory_format, pixels: int = 224) -> Callable[[], None]:
+    """Forward, backward and SGD on random images."""
+    model = model.train().to(memory_format=layout)
+    images = torch.rand(BATCH, 3, pixels, pixels).contiguous(memory_format=layout)
+    labels = torch.arange(BATCH)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -115,38 +116,243 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None
     return step
 
 
-def _median_seconds(work: Callable[[], Any], rounds: int) -> float:
-    times = []
-    for _ in range(rounds + 2):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return median(times[2:])
+def inference(model: nn.Module, layout: torch.memory_format) -> Callable[[], Tensor]:
+    model = model.eval().to(memory_format=layout)
+    images = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=layout)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return run
 
 
-# --- micro networks ---------------------------------------------------------------------------------------------------
-
-
-def micro(bench: Bench, mixer: str, seed: int) -> dict[str, float]:
-    """Accuracy in percent and seconds per step of one micro network; the same data order and budget for every mixer."""
-    folder = bench.folder / f"{mixer}-seed{seed}"
-    path = folder / "measured.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    config = InceptionNeXtConfig(
-        data=bench.data,
-        channels=1 if bench.data in ("default", "mnist5k", "digits") else 3,
-        seed=seed,
-        network=NetworkConfig(mixer=mixer),  # type: ignore[arg-type]
-    )
-    budget = training_config(STEPS, BATCH, 4e-3, seed=seed, eval_every=None, checkpoint_every=10**9)
-    config = replace(config, training=budget)
-    fitted, train = fit_network(config, folder, label=f"{mixer}, seed {seed}")
-    best = fitted.averaged
-    assert isinstance(best, Classify)
-    scores = score(best.logits, batches(config, open_split(config, "test")), len(train.classes or []))
-    found = {"accuracy": 100 * scores.top1, "seconds_per_step": fitted.seconds / STEPS}
-    write_json(path, found)
-    bench.say(f"  {mixer}, seed {seed}: {found['accuracy']:.2f} %, {1e3 * found['seconds_per_step']:.0f} ms a step")
+def compared(
+    bench: Bench, builds: Mapping[str, Callable[[], nn.Module]], work: Callable[..., Callable[[], Any]], rounds: int = 5
+) -> list[dict[str, dict[str, float]]]:
+    """Per repetition, network and layout: median seconds. All works of a repetition take turns."""
+    found = []
+    for seed in bench.seeds:
+        torch.manual_seed(seed)
+        works = {(name, layout): work(build(), LAYOUTS[layout]) for name, build in builds.items() for layout in LAYOUTS}
+        times = alternate(works, rounds, warmup=1)
+        medians: dict[str, dict[str, float]] = {name: {} for name in builds}
+        for (name, layout), seconds in times.items():
+            medians[name][layout] = median(seconds)
+        bench.say("  ".join(f"{name} {_milliseconds(layouts)}" for name, layouts in medians.items()))
+        found.append(medians)
     return found
+
+
+def _milliseconds(layouts: Mapping[str, float]) -> str:
+    return " / ".join(f"{1e3 * seconds:.0f}" for seconds in layouts.values()) + " ms"
+
+
+def _scale(what: str) -> str:
+    return f"CPU, {torch.get_num_threads()} threads, float32, batch {BATCH}, 224 pixels, {what}"
+
+
+def _table(repetitions: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Median milliseconds over the repetitions."""
+    names, layouts = repetitions[0], LAYOUTS
+    return {n: {layout: round(1e3 * median([r[n][layout] for r in repetitions]), 1) for layout in layouts} for n in names}
+
+
+def _in_words(table: Mapping[str, Mapping[str, float]]) -> str:
+    return "; ".join(f"{name} {_milliseconds({k: v / 1e3 for k, v in row.items()})}" for name, row in table.items())
+
+
+def convnext_against_resnet(bench: Bench) -> Measured:
+    builds = {"ConvNeXt-T": lambda: timm.create_model("convnext_tiny"), "ResNet-50": lambda: timm.create_model("resnet50")}
+    repetitions = compared(bench, builds, training_step)
+    shares = [100 * min(r["ResNet-50"].values()) / min(r["ConvNeXt-T"].values()) for r in repetitions]
+    table = _table(repetitions)
+    detail = f"training step, NCHW / channels-last: {_in_words(table)}; timm's networks; the paper's number is an A100's"
+    return Measured(median(shares), _scale("better layout of each"), detail, shares, list(bench.seeds), table)
+
+
+def faster_training(bench: Bench) -> Measured:
+    builds = {"ConvNeXt-T": lambda: timm.create_model("convnext_tiny"), "InceptionNeXt-T": lambda: create("inceptionnext_tiny")}
+    repetitions = compared(bench, builds, training_step)
+    best = [min(r["ConvNeXt-T"].values()) / min(r["InceptionNeXt-T"].values()) for r in repetitions]
+    by_layout = {k: median([r["ConvNeXt-T"][k] / r["InceptionNeXt-T"][k] for r in repetitions]) for k in LAYOUTS}
+    table = _table(repetitions)
+    ratios = ", ".join(f"{ratio:.2f}x in {layout}" for layout, ratio in by_layout.items())
+    detail = f"training step, NCHW / channels-last: {_in_words(table)}; {ratios}; the paper's number is an A100's"
+    return Measured(
+        median(best), _scale("better layout of each"), detail, best, list(bench.seeds), table | {"ratios": by_layout}
+    )
+
+
+def series_throughput(bench: Bench) -> Measured:
+    pairs = {
+        "inceptionnext_atto": "convnext_atto",
+        "inceptionnext_tiny": "convnext_tiny",
+        "inceptionnext_small": "convnext_small",
+        "inceptionnext_base": "convnext_base",
+    }
+    builds: dict[str, Callable[[], nn.Module]] = {}
+    for ours, theirs in pairs.items():
+        builds[ours] = partial(create, ours)
+        builds[theirs] = partial(timm.create_model, theirs)
+    repetitions = compared(bench, builds, inference, rounds=3)
+    means = [
+        geometric_mean(min(r[theirs].values()) / min(r[ours].values()) for ours, theirs in pairs.items()) for r in repetitions
+    ]
+    table = _table(repetitions)
+    images = {name: round(1e3 * BATCH / min(row.values()), 1) for name, row in table.items()}
+    detail = "images a second, better layout: " + ", ".join(f"{name} {number:g}" for name, number in images.items())
+    return Measured(median(means), _scale("untrained networks, inference"), detail, means, list(bench.seeds), table)
+
+
+def time_per_operation(bench: Bench) -> Measured:
+    """ConvNeXt-T's depthwise and pointwise layers at the sizes they have in the network, each kind in its better layout."""
+    shapes = ((96, 56, 3), (192, 28, 3), (384, 14, 9), (768, 7, 3))
+    repetitions: list[dict[str, dict[str, float]]] = []
+    macs = {
+        "depthwise": sum(n * 49 * c * s * s for c, s, n in shapes),
+        "pointwise": sum(n * 8 * c * c * s * s for c, s, n in shapes),
+    }
+    for seed in bench.seeds:
+        torch.manual_seed(seed)
+        found: dict[str, dict[str, float]] = {}
+        for backward in (False, True):
+            phase = "training" if backward else "inference"
+            totals: dict[tuple[str, str], float] = {}
+            for channels, side, count in shapes:
+                works = {
+                    (kind, layout): _layer_work(kind, channels, side, LAYOUTS[layout], backward)
+                    for kind in macs
+                    for layout in LAYOUTS
+                }
+                for key, seconds in alternate(works, rounds=5, warmup=2).items():
+                    totals[key] = totals.get(key, 0.0) + count * median(seconds)
+            for kind in macs:
+                least = min(totals[kind, layout] for layout in LAYOUTS)
+                found.setdefault(kind, {})[phase] = 1e12 * least / (BATCH * macs[kind])
+        repetitions.append(found)
+        bench.say(
+            "  ".join(f"{kind}: {ps['inference']:.0f} ps, in training {ps['training']:.0f} ps" for kind, ps in found.items())
+        )
+    phases = ("inference", "training")
+    ratios = {phase: [r["depthwise"][phase] / r["pointwise"][phase] for r in repetitions] for phase in phases}
+    middle = {kind: {phase: round(median([r[kind][phase] for r in repetitions]), 1) for phase in phases} for kind in macs}
+    detail = (
+        f"picoseconds per multiply-accumulate of the forward pass: 7x7 depthwise {middle['depthwise']['training']}, 1x1 "
+        f"{middle['pointwise']['training']} in training (forward and backward); {middle['depthwise']['inference']} and "
+        f"{middle['pointwise']['inference']} forward alone ({median(ratios['inference']):.1f}x)"
+    )
+    return Measured(
+        median(ratios["training"]), _scale("better layout of each"), detail, ratios["training"], list(bench.seeds), middle
+    )
+
+
+def _layer_work(kind: str, channels: int, side: int, layout: torch.memory_format, backward: bool) -> Callable[[], None]:
+    layer: nn.Module = (
+        DepthwiseConv2d(channels, 7)
+        if kind == "depthwise"
+        else nn.Sequential(nn.Conv2d(channels, 4 * channels, 1), nn.Conv2d(4 * channels, channels, 1))
+    )
+    layer = layer.to(memory_format=layout)
+    x = torch.randn(BATCH, channels, side, side).contiguous(memory_format=layout).requires_grad_(backward)
+    gradient = torch.randn_like(x)
+
+    def work() -> None:
+        with torch.set_grad_enabled(backward):
+            y = layer(x)
+        if backward:
+            y.backward(gradient)
+
+    return work
+
+
+# --- trained ----------------------------------------------------------------------------------------------------------------
+
+MIXERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "7x7": ("depthwise", {"kernel_size": 7}),
+    "3x3": ("depthwise", {"kernel_size": 3}),
+    "inception": ("inception", {}),
+}
+TRAINING_IMAGES, TEST_IMAGES, EPOCHS = 10_000, 5_000, 12
+
+
+def micro_network(mixer: str, classes: int) -> MetaNeXt:
+    """Four stages of 24 to 192 channels, two blocks each, patches of 2 pixels: everything but the mixer is equal."""
+    name, arguments = MIXERS[mixer]
+    return MetaNeXt(
+        num_classes=classes,
+        depths=(2, 2, 2, 2),
+        dims=(24, 48, 96, 192),
+        patch_size=2,
+        token_mixers=name,
+        mixer=arguments,
+    )
+
+
+def trained_accuracy(bench: Bench, mixer: str, seed: int) -> dict[str, float]:
+    """Top-1 in percent on the test images and milliseconds per step; kept in the claim's folder and read again."""
+    folder = bench.folder / f"{mixer}-{seed}"
+    result = folder / "accuracy.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    train, test = _images(bench, "train", TRAINING_IMAGES), _images(bench, "test", TEST_IMAGES)
+    assert train.classes is not None
+    classes = len(train.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        objective = Classify(micro_network(mixer, classes))
+    optimizer = OptimizerConfig("adamw", lr=3e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=0.1))
+    batch = min(64, len(train))
+    config = TrainConfig(
+        EPOCHS * (len(train) // batch), batch, optimizers={"main": optimizer}, clip=5.0, seed=seed, channels_last=True
+    )
+    data = Transformed(train, train_shift(32, pad=4, flip=bench.data not in DIGITS), seed=seed)
+    mix = Mix(classes, mixup=0.0, cutmix=0.0, smoothing=0.1)
+    fitted = fit(objective, data, config, folder, batch_transform=mix, label=f"{mixer}, seed {seed}")
+    found = score(objective.logits, in_order(test, evaluation_transform(32, 1.0, "shift")), classes)
+    numbers = {"top1": 100 * found.top1, "milliseconds": 1e3 * fitted.seconds / fitted.step}
+    result.write_text(json.dumps(numbers))
+    bench.say(f"{mixer}, seed {seed}: {numbers['top1']:.2f} %, {numbers['milliseconds']:.0f} ms a step")
+    return numbers
+
+
+def _images(bench: Bench, split: Any, limit: int) -> ImageSource:
+    return _some(open_images(bench.data, split=split, labels="required", channels=3), limit)
+
+
+def _trained(bench: Bench, *mixers: str) -> dict[str, list[dict[str, float]]]:
+    """All mixers with one seed, then with the next: what slows the machine slows all of them."""
+    found: dict[str, list[dict[str, float]]] = {mixer: [] for mixer in mixers}
+    for seed in bench.seeds:
+        for mixer in mixers:
+            found[mixer].append(trained_accuracy(bench, mixer, seed))
+    return found
+
+
+def _compare_accuracy(bench: Bench, better: str, worse: str) -> tuple[list[float], dict[str, Any], str]:
+    """(points by which `better` is ahead, per seed; all numbers; both sides in words)."""
+    found = _trained(bench, better, worse)
+    points = [a["top1"] - b["top1"] for a, b in zip(found[better], found[worse])]
+    means = {mixer: mean(run["top1"] for run in runs) for mixer, runs in found.items()}
+    times = {mixer: median([run["milliseconds"] for run in runs]) for mixer, runs in found.items()}
+    words = ", ".join(f"{mixer} {means[mixer]:.2f} % at {times[mixer]:.0f} ms a step" for mixer in found)
+    deviation = math.sqrt(sum((p - mean(points)) ** 2 for p in points) / max(1, len(points) - 1))
+    numbers = {"accuracy": means, "milliseconds": times, "speed": times[better] / times[worse], "deviation": deviation}
+    return points, numbers, words
+
+
+def _training_scale(bench: Bench) -> str:
+    count = min(TRAINING_IMAGES, len(_images(bench, "train", TRAINING_IMAGES)))
+    return f"four stages of 24 to 192 channels, {count} images of {bench.data}, {EPOCHS} epochs, {len(bench.seeds)} seeds"
+
+
+def smaller_kernels(bench: Bench) -> Measured:
+    points, numbers, words = _compare_accuracy(bench, "7x7", "3x3")
+    detail = f"points that 3x3 loses; {words}; 3x3 is {numbers['speed']:.2f}x as fast"
+    return Measured(mean(points), _training_scale(bench), detail, points, list(bench.seeds), numbers)
+
+
+def accuracy_of_the_mixer(bench: Bench) -> Measured:
+    points, numbers, words = _compare_accuracy(bench, "inception", "7x7")
+    detail = f"points that the Inception mixer is ahead of 7x7 in the same network; {words}; 0.2 cannot be told apart here"
+    return Measured(mean(points), _training_scale(bench), detail, points, list(bench.seeds), numbers)
