@@ -36,7 +36,16 @@ def test_a_page_needs_nothing_else_and_holds_every_block(tmp_path):
     text = page(tmp_path, report)
     assert text.count("<section>") == 5 and len(pictures(text)) == 3
     assert text.count("data:image/svg+xml;base64,") == 2  # for wide and for narrow screens
-    for words in ("A title", "3.142", "97%", "<p>One paragraph.</p>", "0.1235", "yes", "not selected", "run var --data"):
+    for words in (
+        "A title",
+        "3.142",
+        "97%",
+        "<p>One paragraph.</p>",
+        "0.1235",
+        "yes",
+        "not selected",
+        "<span>--data</span> <span>my/photos</span>",
+    ):
         assert words in text, words
     assert "batch_size = 2" in text and re.search(r"optimizers\.\w+\.lr = ", text)  # as --set takes them
     assert not re.search(r"(src|href|srcset)=\"(?!data:|#)", text) and "<script" not in text and "url(" not in text

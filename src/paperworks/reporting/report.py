@@ -132,7 +132,7 @@ class Report:
 
     def recipe(self, config: Any, command: str) -> None:
         """The exact command and the configuration it stands for."""
-        self.blocks.append({"kind": "recipe", "groups": settings(to_plain(config)), "command": command})
+        self.blocks.append({"kind": "recipe", "groups": settings(to_plain(config)), "words": command.split(" ")})
 
     def save(self, path: str | Path) -> Path:
         """Write the page, whole or not at all."""
