@@ -109,7 +109,7 @@ def test_isotropic_networks_have_one_map():
 
 
 def test_names_are_suggested():
-    with pytest.raises(InputError, match="did you mean .inceptionnext_tiny"):
+    with pytest.raises(InputError, match=r"did you mean .inceptionnext_tiny"):
         create("inceptionext_tiny")
 
 
