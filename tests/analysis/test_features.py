@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,20 @@ def test_photos_are_recognised(network: Lite0, photo: str, name: str) -> None:
     logits = network.logits(one(photo))
     assert logits.shape == (1, 1000)
     assert name in network.class_names[int(logits.argmax())]
+
+
+@pytest.mark.slow
+def test_accuracy_on_imagenet_photos(network: Lite0, shared: Path) -> None:
+    path = shared / "data/imagenet-samples/all.parquet"
+    if not path.is_file():
+        pytest.skip(f"no ImageNet photos: {path} is absent")
+    photos = open_images(path, split="all")
+    indices = range(0, len(photos), max(1, len(photos) // 100))
+    with torch.inference_mode():
+        top = [network.logits(photos[i]["image"].as_subclass(Tensor)[None].float() / 255).topk(5).indices[0] for i in indices]
+    hits = [[int(photos[i]["label"]) == guess for guess in guesses.tolist()] for i, guesses in zip(indices, top)]
+    assert sum(row[0] for row in hits) / len(hits) > 0.8
+    assert sum(any(row) for row in hits) / len(hits) > 0.95
 
 
 def test_features_lead_to_logits(network: Lite0) -> None:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paperworks.analysis.scaling_laws import fit_power_law
+from paperworks.analysis.scaling_laws import PowerLaw, fit_power_law
 from paperworks.errors import InputError
 
 
@@ -56,3 +56,36 @@ def test_points_that_give_no_law() -> None:
         fit_power_law([1, 2, 3], [1, 0, 3])
     with pytest.raises(InputError, match="x = 2"):
         fit_power_law([2, 2, 2], [1, 2, 3])
+    with pytest.raises(InputError, match="at least 4"):
+        fit_power_law([1, 2, 3], [3, 2, 1], offset=True)
+    with pytest.raises(InputError, match=r"2 different x: .* three"):
+        fit_power_law([1, 1, 2, 2], [4, 3, 2, 1], offset=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(a=st.floats(0.5, 50), b=st.floats(-1.5, -0.2), c=st.sampled_from([0.0, 0.1, 2.0]), count=st.integers(6, 12))
+def test_an_exact_law_that_levels_off_is_found(a: float, b: float, c: float, count: int) -> None:
+    x = torch.logspace(0, 4, count, dtype=torch.float64)
+    law = fit_power_law(x, a * x**b + c, offset=True, draws=1)
+    assert (law.a, law.b) == pytest.approx((a, b), rel=1e-3)
+    assert law.c == pytest.approx(c, abs=1e-3 * (a + c))
+    assert law(7.0) == pytest.approx(a * 7**b + c, rel=1e-4)
+
+
+def test_a_floor_with_noise_and_its_interval() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.logspace(0, 4, 20, dtype=torch.float64)
+    y = (3 * x**-0.5 + 0.2) * (0.02 * torch.randn(20, generator=generator, dtype=torch.float64)).exp()
+    law, straight = fit_power_law(x, y, offset=True, draws=60), fit_power_law(x, y)
+    low, high = law.interval
+    assert low < -0.5 < high and high - low < 0.2 and law.c == pytest.approx(0.2, rel=0.1)
+    assert straight.interval[0] > -0.5 and straight.c == 0  # a straight line misjudges what levels off
+    assert -1 <= law.correlation < straight.correlation < 0
+
+
+def test_a_curve_to_draw() -> None:
+    law = PowerLaw(2.0, -0.5, -1.0, (-0.5, -0.5), 1.0)
+    xs, ys = law.curve(1, 10_000, 5)
+    assert xs == pytest.approx([1, 10, 100, 1000, 10_000]) and ys == pytest.approx([2 * x**-0.5 + 1 for x in xs])
+    with pytest.raises(InputError, match="low < high"):
+        law.curve(10, 1)

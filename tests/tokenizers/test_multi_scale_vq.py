@@ -1,23 +1,11 @@
-"""The multi-scale tokenizer: key layout, residual coding, and what generators ask of it."""
+"""VAR's tokenizer: size, key layout, images in and out, and who may use its tokens."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from paperworks.errors import InputError
-from paperworks.tokenizers.multi_scale_vq import MultiScaleVQ, MultiScaleVQVAE, phi_index
-
-
-@pytest.fixture
-def quantizer() -> MultiScaleVQ:
-    torch.manual_seed(0)
-    made = MultiScaleVQ(64, 6, (1, 2, 3, 4))
-    torch.nn.init.normal_(made.embedding.weight)
-    return made.eval()
-
-
-def features(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE, scales_for
+from paperworks.tokenizers.protocol import Tokenizer
 
 
 def test_the_published_tokenizer_has_109_million_parameters():
@@ -31,80 +19,33 @@ def test_the_published_tokenizer_has_109_million_parameters():
     assert parts["encoder"] == pytest.approx(44.11, abs=0.01)
     assert parts["decoder"] == pytest.approx(64.65, abs=0.01)
     assert parts["quantize"] == pytest.approx(0.168, abs=0.001)
+    assert model.image_size == 256 and sum(side**2 for side in model.patch_nums) == 680
 
 
-def test_each_scale_takes_the_nearest_code_of_what_is_left(quantizer):
-    indices, totals = quantizer.tokenize(features())
-    residual = features()
-    for scale, side in enumerate(quantizer.patch_nums):
-        pooled = F.adaptive_avg_pool2d(residual, side).flatten(2).transpose(1, 2)
-        distance = torch.cdist(pooled, quantizer.codes().expand(3, -1, -1))
-        assert torch.equal(indices[scale], distance.argmin(-1))
-        residual = features() - totals[scale]
+def test_the_key_layout_is_that_of_the_released_checkpoint():
+    with torch.device("meta"):
+        keys = set(MultiScaleVQVAE().state_dict())
+    assert {
+        "encoder.down.0.block.0.conv1.weight",
+        "encoder.down.2.block.0.nin_shortcut.weight",
+        "encoder.down.3.downsample.conv.bias",
+        "encoder.down.4.attn.1.qkv.weight",
+        "encoder.mid.attn_1.proj_out.weight",
+        "decoder.up.4.attn.2.norm.weight",
+        "decoder.up.1.upsample.conv.weight",
+        "decoder.mid.block_2.norm2.bias",
+        "quantize.quant_resi.qresi_ls.3.bias",
+        "quantize.embedding.weight",
+        "quantize.ema_vocab_hit_SV",
+        "quant_conv.weight",
+        "post_quant_conv.bias",
+    } <= keys
+    assert not any(".attn." in key and ".down.4." not in key and ".up.4." not in key for key in keys)
 
 
-def test_decoding_the_tokens_gives_the_features_that_encoding_reached(quantizer):
-    indices, totals = quantizer.tokenize(features())
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(quantizer.features_of(indices), totals))
-
-
-def test_teacher_forcing_inputs_are_what_sampling_would_feed(quantizer):
-    indices, _ = quantizer.tokenize(features())
-    state, fed = quantizer.begin(3), []
-    for scale, found in enumerate(indices):
-        side = quantizer.patch_nums[scale]
-        vectors = quantizer.lookup(found).transpose(1, 2).unflatten(2, (side, side))
-        state, following = quantizer.accumulate(scale, vectors, state)
-        if following is not None:
-            fed.append(following)
-    assert torch.equal(torch.cat(fed, 1), quantizer.next_inputs(indices))
-
-
-def test_the_gradient_passes_straight_through_to_the_features(quantizer):
-    given = features().requires_grad_()
-    quantized = quantizer.train()(given)
-    weight = torch.randn(given.shape, generator=torch.Generator().manual_seed(2))
-    (gradient,) = torch.autograd.grad((quantized.features * weight).sum(), given)
-    assert torch.equal(gradient, weight)
-    assert torch.allclose(quantized.features, quantizer.features_of(quantized.indices)[-1], atol=1e-5)
-
-
-def test_the_loss_weighs_commitment_by_beta(quantizer):
-    quantizer.beta = 0.0
-    without = quantizer(features()).loss
-    quantizer.beta = 1.0
-    assert torch.allclose(quantizer(features()).loss, 2 * without)
-
-
-def test_dead_codes_come_back_and_living_ones_stay(quantizer):
-    quantizer.train()
-    found = quantizer(features()).indices
-    quantizer.note_hits(found, momentum=0.0)
-    used = torch.cat([part.flatten() for part in found]).unique()
-    before = quantizer.codes().detach().clone()
-    revived = quantizer.revive(torch.Generator().manual_seed(0), below=0.5)
-    assert revived == 64 - len(used)
-    assert torch.equal(quantizer.codes()[used], before[used])
-    assert quantizer.usages(48) == pytest.approx([float((row > 0).float().mean()) for row in quantizer.ema_vocab_hit_SV])
-
-
-def test_phi_ticks_of_the_released_weights():
-    # four convolutions for ten scales (the released tokenizer), and two for four scales
-    assert [phi_index(k / 9, 4) for k in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
-    assert [phi_index(k / 3, 2) for k in range(4)] == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize("share", [0, 1, 3])
-def test_every_way_to_share_phi_round_trips_through_its_key_layout(share):
-    made = MultiScaleVQ(16, 4, (1, 2, 4), share_quant_resi=share)
-    again = MultiScaleVQ.from_official(made.state_dict(), patch_nums=(1, 2, 4), share_quant_resi=share)
-    indices = [torch.randint(0, 16, (2, side * side)) for side in (1, 2, 4)]
-    assert torch.equal(made.features_of(indices)[-1], again.features_of(indices)[-1])
-
-
-def small() -> MultiScaleVQVAE:
+def small(**kwargs) -> MultiScaleVQVAE:
     torch.manual_seed(0)
-    return MultiScaleVQVAE(16, 4, 8, (1, 2), 1, (1, 2, 4), groups=4, in_channels=1).eval()
+    return MultiScaleVQVAE(16, 4, 8, (1, 2), 1, (1, 2, 4), **({"groups": 4, "in_channels": 1} | kwargs)).eval()
 
 
 def test_usage_counts_of_other_scales_do_not_stop_loading_and_wrong_weights_do():
@@ -120,12 +61,65 @@ def test_usage_counts_of_other_scales_do_not_stop_loading_and_wrong_weights_do()
 
 
 def test_saved_and_loaded_again_it_is_the_same_tokenizer(tmp_path):
-    model = small()
+    model = small(patch=2)
     model.save_pretrained(tmp_path)
-    images = torch.rand(2, 1, 8, 8)
+    images = torch.rand(2, 1, 16, 16)
     again = MultiScaleVQVAE.from_pretrained(tmp_path)
     assert torch.equal(model.decode(model.encode(images)), again.decode(again.encode(images)))
-    assert model.image_size == 8
+    assert model.image_size == again.image_size == 16
+    assert model.spec == again.spec
+
+
+def test_reconstruction_counts_codes_over_all_images():
+    model, images = small(), torch.rand(7, 1, 8, 8)
+    made, usage = model.reconstruct(images, batch_size=3)
+    assert made.shape == images.shape and made.min() >= 0 and made.max() <= 1
+    assert int(usage.counts.sum()) == 7 * (1 + 4 + 16)
+    assert torch.allclose(made[5:6], model.decode(model.encode(images[5:6])), atol=1e-5)
+
+
+def test_encoder_and_decoder_run_under_autocast_and_tokens_stay_integers():
+    model, images = small(), torch.rand(2, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        indices = model.encode(images)
+        assert model.decode(indices).shape == images.shape
+    assert [found.dtype for found in indices] == [torch.int64] * 3
+
+
+def test_the_spec_follows_the_codes_and_nothing_else():
+    model = small()
+    assert isinstance(model, Tokenizer)
+    spec = model.spec
+    assert spec.tokens == 21 and spec.shapes == ((1, 1), (2, 2), (4, 4)) and spec.id.startswith("multiscale-8px-1.2.4-16x4-")
+    with torch.no_grad():
+        model.decoder.conv_out.weight.add_(1)  # tokens mean the same to a fine-tuned decoder
+        model.quantize.note_hits(torch.ones(3, 16), 0)
+    assert model.spec == spec
+    assert small().bfloat16().spec.id == spec.id
+    spec.check("")
+    spec.check(spec.id)
+    with torch.no_grad():
+        model.quantize.embedding.weight[3] += 0.5
+    with pytest.raises(InputError, match=r"the generator was trained on tokens of multiscale-8px-1\.2\.4-16x4-"):
+        model.spec.check(spec.id)
+    assert small(using_sa=False).spec.shapes == spec.shapes
+
+
+@pytest.mark.parametrize(
+    "side, sides",
+    [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (5, (1, 2, 3, 4, 5)), (8, (1, 2, 3, 4, 6, 8)), (12, (1, 2, 3, 4, 6, 8, 12))],
+)
+def test_scales_grow_to_the_side(side, sides):
+    assert scales_for(side) == sides
+
+
+def test_published_scales():
+    assert [sum(side**2 for side in scales_for(last)) for last in (16, 32, 64)] == [680, 2240, 9451]
+    for last in range(1, 70):
+        sides = scales_for(last)
+        assert sides[-1] == last and list(sides) == sorted(set(sides))
+    with pytest.raises(InputError, match="too small"):
+        scales_for(0)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +128,9 @@ def test_saved_and_loaded_again_it_is_the_same_tokenizer(tmp_path):
         (torch.rand(1, 3, 8, 8), "3 channels, the tokenizer was built for 1"),
         (torch.rand(1, 1, 9, 9), "do not divide by 2"),
         (torch.rand(1, 1, 12, 12), "must give 4 x 4"),
+        (torch.rand(1, 1, 8, 8) * 2 - 1, r"must lie in \[0, 1\], these reach from -0\.9"),
+        (torch.randint(0, 255, (1, 1, 8, 8)), "floats .* not torch.int64"),
+        (torch.rand(1, 8, 8), r"not torch.float32 \[1, 8, 8\]"),
     ],
 )
 def test_images_that_do_not_fit_are_named(images, named):
@@ -141,10 +138,6 @@ def test_images_that_do_not_fit_are_named(images, named):
         small().encode(images)
 
 
-def test_token_maps_of_other_scales_and_senseless_scales_are_named(quantizer):
-    with pytest.raises(InputError, match=r"\[1, 4\] tokens do not fit"):
-        quantizer.features_of([torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)])
-    with pytest.raises(InputError, match="growing sides"):
-        MultiScaleVQ(8, 4, (1, 3, 2))
+def test_widths_that_do_not_divide_are_named():
     with pytest.raises(InputError, match="do not divide into 32 norm groups"):
         MultiScaleVQVAE(ch=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -63,10 +64,18 @@ class GaussianStats:
 
         The trace of the root is that of (S1^(1/2) S2 S1^(1/2))^(1/2), which has the same eigenvalues and is symmetric, so
         eigenvalues come from a solver that cannot turn complex, and rounding below zero is cut off.
+        With fewer images than features the value is right for these images, but far above that of many: a warning says so.
         """
         mine, theirs = self.covariance, other.covariance
         if mine.shape != theirs.shape:
             raise InputError(f"features of {len(mine)} and {len(theirs)} numbers cannot be compared: use one network for both")
+        fewest = min(self.count, other.count)
+        if fewest <= len(mine):
+            warnings.warn(
+                f"a Frechet distance of {len(mine)} features from {fewest} images is biased upwards: compare it only with "
+                "distances from as many images",
+                stacklevel=2,
+            )
         values, vectors = torch.linalg.eigh(mine)
         root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
         product = root @ theirs @ root

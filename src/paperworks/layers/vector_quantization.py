@@ -9,28 +9,29 @@ from torch.nn import functional as F
 CHUNK = 1 << 22
 """Largest number of scores (vectors x codes) held at once."""
 
+USED = 0.08
+"""A code counts as used at this share of the hits it would get if all were hit equally often (VAR's rule)."""
+
 
 @torch.no_grad()
 def nearest_code(vectors: Tensor, codes: Tensor, cosine: bool = False) -> Tensor:
     """Index [N] of the nearest of `codes` [V, C] for `vectors` [N, C], by Euclidean distance or by angle.
 
-    argmin |z - c|^2 = argmax (z.c - |c|^2 / 2): one matrix product, the vectors' own norms never matter.
+    argmin |z - c|^2 = argmax (z.c - |c|^2 / 2): one matrix product, the vectors' own norms never matter. In float32 whatever
+    the inputs and autocast say: rounded to bfloat16, neighbours would change places.
     """
     vectors, codes = vectors.float(), codes.float()
     if cosine:
-        codes, offset = F.normalize(codes, dim=1), None
-    else:
-        offset = codes.square().sum(1) / -2
+        codes = F.normalize(codes, dim=1)
+    offset = codes.new_zeros(1) if cosine else codes.square().sum(1) / -2
     rows = max(1, CHUNK // len(codes))
-    parts = []
-    for part in vectors.split(rows):
-        scores = part @ codes.T if offset is None else torch.addmm(offset, part, codes.T)
-        parts.append(scores.argmax(1))
+    with torch.autocast(vectors.device.type, enabled=False):
+        parts = [torch.addmm(offset, part, codes.T).argmax(1) for part in vectors.split(rows)]
     return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
 class CodeUsage:
-    """Counts codes over a whole evaluation set."""
+    """Counts codes over a whole evaluation set, of which every batch is given to `update`."""
 
     def __init__(self, vocabulary: int):
         self.counts = torch.zeros(vocabulary, dtype=torch.int64)
@@ -51,12 +52,17 @@ class CodeUsage:
 
 
 def restart_codes(codes: Tensor, dead: Tensor, candidates: Tensor, generator: torch.Generator) -> int:
-    """Put vectors of the current batch in the place of dead codes, in place; returns how many were replaced.
+    """Put randomly chosen vectors in the place of dead codes, in place; returns how many were replaced.
 
-    codes [V, C]; dead bool [V]; candidates [N, C].
+    codes [V, C]; dead bool [V]; candidates [N, C]. No vector is chosen twice while there are enough.
     """
     places = dead.nonzero()[:, 0]
-    if len(places):
-        chosen = torch.randint(len(candidates), (len(places),), generator=generator, device=candidates.device)
-        codes[places] = candidates[chosen].to(codes.dtype)
+    if not len(places) or not len(candidates):
+        return 0
+    device = candidates.device
+    if len(places) <= len(candidates):
+        chosen = torch.randperm(len(candidates), generator=generator, device=device)[: len(places)]
+    else:
+        chosen = torch.randint(len(candidates), (len(places),), generator=generator, device=device)
+    codes[places] = candidates[chosen].to(codes.dtype)
     return len(places)

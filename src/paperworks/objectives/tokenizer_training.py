@@ -12,14 +12,26 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.layers.autoencoder import to_signed
+from paperworks.objectives.adversarial import (
+    Adversarial,
+    LeCam,
+    adaptive_weight,
+    augmented,
+    judge_loss,
+    maker_loss,
+    r1_penalty,
+)
 from paperworks.training.objective import Batch, Context, Losses, Objective, Phase
+from paperworks.training.seeds import mixed_seed
+
+__all__ = ["TokenizerTraining", "TrainableTokenizer", "adaptive_weight"]
 
 
 class TrainableTokenizer(Protocol):
     """What training needs of a tokenizer (a module with these)."""
 
     quantize: Any
-    """called with features; has embedding, seed_codes, note_hits and revive"""
+    """called with features, gives features, loss, indices and vectors; has seed_codes, hits, note_hits, usage and revive"""
     decoder: Any
     """has last_layer"""
 
@@ -30,10 +42,16 @@ class TrainableTokenizer(Protocol):
 class TokenizerTraining(Objective):
     """Two phases: "generator" trains the tokenizer, "discriminator" the judge, from step `adversarial_start` on.
 
-    perceptual: module (made, real) -> scalar on [0, 1] images, or None. discriminator: None for no adversarial term.
-    The adversarial weight is adaptive: it equalises both losses' gradients at the decoder's last layer (equation 7).
-    Code book: started from the first batch's features, and codes that fall out of use are put back onto residuals of the
-    current batch every `revive_every` steps during the first half, so that small data still use it all.
+    The tokenizer's loss is
+        l2_weight * L2 + l1_weight * L1 + perceptual_weight * perceptual + codebook_weight * quantiser's loss
+        + adversarial_weight * adaptive weight * adversarial
+    where the adaptive weight equalises the gradients of the pixel and perceptual part and of the adversarial part at the
+    decoder's last layer (equation 7).
+
+    perceptual: module (made, real) -> scalar on [0, 1] images, or None. discriminator: None for no adversarial term;
+    `adversarial` says which losses and regularisers it plays by.
+    Code book: started from the first batch's residuals; codes that fall out of use are put onto residuals of the current
+    batch every `revive_every` steps during the first half, so that small data use it all too (0 switches both off).
     """
 
     tokenizer: Any  # a TrainableTokenizer that is also a module
@@ -46,6 +64,8 @@ class TokenizerTraining(Objective):
         *,
         perceptual: nn.Module | None = None,
         discriminator: nn.Module | None = None,
+        adversarial: Adversarial | None = None,
+        l2_weight: float = 1.0,
         l1_weight: float = 0.0,
         perceptual_weight: float = 1.0,
         adversarial_weight: float = 0.5,
@@ -58,75 +78,119 @@ class TokenizerTraining(Objective):
         for name in ("features", "decode_signed", "quantize", "decoder"):
             if not hasattr(tokenizer, name):
                 raise InputError(f"{type(tokenizer).__name__} cannot be trained as a tokenizer: it has no {name}")
+        if not (l2_weight or l1_weight or perceptual_weight * (perceptual is not None)):
+            raise InputError("a tokenizer needs a reconstruction loss: l2_weight, l1_weight and perceptual_weight are all 0")
         self.tokenizer, self.perceptual, self.discriminator = tokenizer, perceptual, discriminator
-        self.l1_weight, self.perceptual_weight, self.codebook_weight = l1_weight, perceptual_weight, codebook_weight
+        self.game = adversarial or Adversarial()
+        self.game.check()
+        self.lecam = LeCam() if discriminator is not None and self.game.lecam else None
+        self.l2_weight, self.l1_weight, self.perceptual_weight = l2_weight, l1_weight, perceptual_weight
+        self.codebook_weight = codebook_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.revive_every, self.revive_below = revive_every, revive_below
-        self._made: dict[int, Tensor] = {}  # reconstructions of this step's micro-batches, for the discriminator's turn
+        # of the current step alone, so a resumed run misses nothing:
+        self._made: dict[int, Tensor] = {}  # each micro-batch's reconstruction, for the discriminator's turn
+        self._tokens: list[tuple[list[Tensor], list[Tensor]]] = []  # each micro-batch's tokens and quantised vectors
+        self._judged: list[Tensor] = []  # each micro-batch's mean logits on real and made images
 
     def phases(self) -> Sequence[Phase]:
-        generator = Phase("generator", modules=("tokenizer",), optimizer="main")
+        maker = Phase("generator", modules=("tokenizer",), optimizer="main")
         if self.discriminator is None:
-            return (generator,)
+            return (maker,)
         judge = Phase("discriminator", modules=("discriminator",), optimizer="discriminator", start=self.adversarial_start)
-        return (generator, judge)
+        return (maker, judge)
 
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        return self._discriminator_loss(batch, ctx) if phase == "discriminator" else self._generator_loss(batch, ctx)
+        return self._judge_loss(batch, ctx) if phase == "discriminator" else self._maker_loss(batch, ctx)
 
-    def _generator_loss(self, batch: Batch, ctx: Context) -> Losses:
+    # --- the tokenizer's turn ---
+
+    def _maker_loss(self, batch: Batch, ctx: Context) -> Losses:
         images = batch["image"]
-        real = to_signed(images)
+        quantize = self.tokenizer.quantize
         features = self.tokenizer.features(images)
-        if self.training and ctx.step == 0 and ctx.micro == 0:
-            self.tokenizer.quantize.seed_codes(features.detach(), ctx.rng("codes"))
-            _share_from_first(self.tokenizer.quantize.embedding.weight, ctx)
-        quantized = self.tokenizer.quantize(features)
+        if self.training and self.revive_every and ctx.step == 0 and ctx.micro == 0:
+            everyone = _from_all_processes(features.detach().float(), ctx)
+            quantize.seed_codes(everyone, _common_generator(ctx, "codes"))
+        quantized = quantize(features)
         if self.training:
-            self.tokenizer.quantize.note_hits(quantized.indices)
+            self._tokens.append((quantized.indices, quantized.vectors))
         made = self.tokenizer.decode_signed(quantized.features).float()
+        loss, logs = self._reconstruction(made, images)
+        if self.discriminator is not None and ctx.step >= self.adversarial_start and self.training:
+            self._made[ctx.micro] = made.detach()
+            fooled = maker_loss(self._judged_logits(made, ctx, "maker"), self.game.loss)
+            adaptive = adaptive_weight(loss, fooled, self.tokenizer.decoder.last_layer, ctx.world)
+            loss = loss + self.adversarial_weight * adaptive * fooled
+            logs |= {"fooled": fooled, "adversarial_weight": self.adversarial_weight * adaptive}
+        loss = loss + self.codebook_weight * quantized.loss
+        logs |= {"codes": quantized.loss, "code_usage": quantize.usage()}
+        return Losses.mean(loss, len(images), **logs)
+
+    def _reconstruction(self, made: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        real = to_signed(images)
         squared = F.mse_loss(made, real)
-        loss = squared
-        logs = {"mse": squared, "codes": quantized.loss}
+        loss, logs = self.l2_weight * squared, {"mse": squared}
         if self.l1_weight:
             loss = loss + self.l1_weight * F.l1_loss(made, real)
         if self.perceptual is not None and self.perceptual_weight:
             perceptual = self.perceptual((made + 1) / 2, images)
             loss = loss + self.perceptual_weight * perceptual
             logs["perceptual"] = perceptual
-        if self.discriminator is not None and ctx.step >= self.adversarial_start and self.training:
-            self._made[ctx.micro] = made.detach()
-            fooled = -self.discriminator(made).float().mean()
-            weight = self.adversarial_weight * adaptive_weight(loss, fooled, self.tokenizer.decoder.last_layer)
-            loss = loss + weight * fooled
-            logs |= {"fooled": fooled, "adversarial_weight": weight}
-        loss = loss + self.codebook_weight * quantized.loss
-        return Losses.mean(loss, len(images), **logs)
+        return loss, logs
 
-    def _discriminator_loss(self, batch: Batch, ctx: Context) -> Losses:
-        assert self.discriminator is not None
+    # --- the discriminator's turn ---
+
+    def _judge_loss(self, batch: Batch, ctx: Context) -> Losses:
         real, made = to_signed(batch["image"]), self._made.pop(ctx.micro)
-        on_real, on_made = self.discriminator(real).float(), self.discriminator(made).float()
-        loss = (F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()) / 2  # hinge loss
-        return Losses.mean(loss, len(real), on_real=on_real.mean(), on_made=on_made.mean())
+        on_real, on_made = self._judged_logits(real, ctx, "real"), self._judged_logits(made, ctx, "made")
+        loss = judge_loss(on_real, on_made, self.game.loss)
+        logs = {"on_real": on_real.mean(), "on_made": on_made.mean()}
+        if self.lecam is not None:
+            loss = loss + self.game.lecam * self.lecam(on_real, on_made)
+            self._judged.append(torch.stack([on_real.mean(), on_made.mean()]).detach())
+        if self.game.r1 and ctx.step % self.game.r1_every == 0:
+            assert self.discriminator is not None
+            penalty = r1_penalty(self.discriminator, real)
+            loss = loss + self.game.r1 * self.game.r1_every * penalty
+            logs["r1"] = penalty
+        return Losses.mean(loss, len(real), **logs)
+
+    def _judged_logits(self, images: Tensor, ctx: Context, turn: str) -> Tensor:
+        assert self.discriminator is not None
+        if self.game.augment:
+            images = augmented(images, self.game.augment, ctx.rng(f"augment {turn}"))
+        return self.discriminator(images).float()
+
+    # --- after both ---
 
     def after_step(self, ctx: Context) -> None:
+        if self._tokens:
+            self._keep_codes_in_use(ctx)
+        if self.lecam is not None and self._judged:
+            means = ctx.summed(torch.stack(self._judged).mean(0)) / ctx.world
+            self.lecam.update(means[0], means[1])
+        self._made, self._tokens, self._judged = {}, [], []
+
+    def _keep_codes_in_use(self, ctx: Context) -> None:
+        quantize = self.tokenizer.quantize
+        hits = torch.stack([quantize.hits(indices) for indices, _ in self._tokens]).sum(0)
+        quantize.note_hits(ctx.summed(hits), ctx.step)
         if self.revive_every and (ctx.step + 1) % self.revive_every == 0 and ctx.step < ctx.max_steps / 2:
-            self.tokenizer.quantize.revive(ctx.rng("revive"), self.revive_below)
-            _share_from_first(self.tokenizer.quantize.embedding.weight, ctx)
-            _share_from_first(self.tokenizer.quantize.ema_vocab_hit_SV, ctx)
+            scales = zip(*(vectors for _, vectors in self._tokens))
+            lately = torch.cat([_from_all_processes(torch.cat(parts), ctx) for parts in scales])
+            quantize.revive(lately[lately.isfinite().all(1)], _common_generator(ctx, "revive"), self.revive_below)
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Gradient norm of the reconstruction loss over that of the adversarial one at the last layer, at most 1e4 (equation 7)."""
-    if not reconstruction.requires_grad or not last_layer.requires_grad:
-        return torch.ones(())
-    ours = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
-    theirs = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
-    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, 1e4).detach()
+def _common_generator(ctx: Context, name: str) -> torch.Generator:
+    """The same draws on every process."""
+    return torch.Generator(device=ctx.device).manual_seed(mixed_seed(ctx.seed, name, ctx.step))
 
 
-def _share_from_first(values: Tensor, ctx: Context) -> None:
-    """Every process continues with the first one's values."""
-    if ctx.world > 1:
-        torch.distributed.broadcast(values.data, src=0)
+def _from_all_processes(rows: Tensor, ctx: Context) -> Tensor:
+    """Rows of all processes in order of rank, on each of them."""
+    if ctx.world == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(ctx.world)]
+    torch.distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
