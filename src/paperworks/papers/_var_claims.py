@@ -44,7 +44,7 @@ from paperworks.training import TrainConfig, fit
 
 CHECKPOINTS = 3
 IMAGES = 500
-TOKENIZER_STEPS, STEPS = 200, 300
+TOKENIZER_STEPS, STEPS = 900, 600
 DEPTH, DIM, HEADS = 4, 128, 2
 
 
