@@ -257,7 +257,7 @@ def _edited(
 
 # --- claims -------------------------------------------------------------------------------------------------------------
 
-TOY = "MNIST-5k at 32 px, 4 x 4 latents, the recipe's 900 tokenizer steps; 4 layers x 128 for 600 steps (raster order: for as long)"
+TOY = "MNIST-5k at 32 px, 4 x 4 latents, 900 tokenizer steps; 4 layers x 128 for 600 steps (raster order: for as long)"
 
 
 @paper.claim(
