@@ -10,8 +10,9 @@ from PIL import Image
 
 from paperworks.errors import InputError
 from paperworks.paper import Recipe, Run
-from paperworks.papers import _var_report
-from paperworks.papers._var_recipe import TransformerConfig, VARConfig, build_tokenizer, load_transformer, tokenizer_training
+from paperworks.papers import _generation_report
+from paperworks.papers._generation import tokenizer_training
+from paperworks.papers._var_recipe import TransformerConfig, VARConfig, build_tokenizer, load_transformer
 from paperworks.papers.var import paper
 from paperworks.training import TrainConfig
 
@@ -46,8 +47,8 @@ class Eye(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def quick_judges(monkeypatch):
-    monkeypatch.setattr(_var_report, "digit_classifier", lambda folder: Eye())
-    monkeypatch.setattr(_var_report, "lite0", Eye)
+    monkeypatch.setattr(_generation_report, "digit_classifier", lambda folder: Eye())
+    monkeypatch.setattr(_generation_report, "lite0", Eye)
 
 
 def carry_out(folder: Path, config: VARConfig) -> Run:
@@ -59,7 +60,7 @@ def carry_out(folder: Path, config: VARConfig) -> Run:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_var_report, "digit_classifier", lambda folder: Eye())
+        patch.setattr(_generation_report, "digit_classifier", lambda folder: Eye())
         return carry_out(tmp_path_factory.mktemp("var") / "run", tiny())
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from paperworks.analysis.digits import DigitClassifier, digit_classifier
 from paperworks.analysis.metrics import frechet_distance, inception_score
 from paperworks.analysis.scaling_laws import fit_power_law
-from paperworks.data import Transformed
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws
 from paperworks.generators.next_scale import SCALES_256, NextScaleTransformer
@@ -25,20 +24,17 @@ from paperworks.generators.next_scale_sampling import Edit, inpaint, sample
 from paperworks.generators.next_token import NextTokenTransformer, sample_tokens
 from paperworks.objectives.token_prediction import TokenPrediction, negative_log_likelihood
 from paperworks.paper import Bench, write_json
-from paperworks.papers._var_recipe import (
-    TokenizerConfig,
-    TokenSet,
-    VARConfig,
+from paperworks.papers._generation import (
+    TensorSet,
     adamw,
-    averaged_model,
     framed,
-    framing,
+    framed_at_random,
     labels_of,
     open_split,
-    tokenize,
-    tokenizer_objective,
     tokenizer_training,
+    training_images,
 )
+from paperworks.papers._var_recipe import TokenizerConfig, VARConfig, averaged_model, tokenize, tokenizer_objective
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
 from paperworks.training import TrainConfig, fit
 
@@ -132,8 +128,8 @@ def _config(bench: Bench, seed: int, patch_nums: tuple[int, ...]) -> VARConfig:
 def trained_tokenizer(bench: Bench, config: VARConfig, name: str) -> MultiScaleVQVAE:
     """The same network and budget on both sides; the raster side has the last map only, which is a plain VQGAN tokenizer."""
     folder = bench.folder / f"{name}-tokenizer-seed{config.seed}"
-    source = open_split(config, "train")
-    data = Transformed(source, framing(source, config.image_size, random=True), seed=config.seed)
+    source = open_split(config.data, "train", channels=config.channels)
+    data = training_images(source, config.image_size, config.seed, config.tokenizer_training.batch_size)
     objective = tokenizer_objective(config)
     fit(objective, data, config.tokenizer_training, folder, label=f"{name} tokenizer, seed {config.seed}")
     tokenizer = objective.tokenizer
@@ -141,16 +137,13 @@ def trained_tokenizer(bench: Bench, config: VARConfig, name: str) -> MultiScaleV
     return tokenizer.eval()
 
 
-def token_sets(config: VARConfig, tokenizer: MultiScaleVQVAE) -> tuple[TokenSet, TokenSet]:
+def token_sets(config: VARConfig, tokenizer: MultiScaleVQVAE) -> tuple[TensorSet, TensorSet]:
     """Tokens of the training images (framed at random, `copies` times) and of the test images."""
-    source, images, labels = open_split(config, "train"), [], []
-    for copy in range(config.copies):
-        data = Transformed(source, framing(source, config.image_size, random=True), seed=config.seed + 1 + copy)
-        images += [data[i]["image"].as_subclass(Tensor) / 255 for i in range(len(source))]
-        labels.append(labels_of(source))
-    test = open_split(config, "test")
+    source = open_split(config.data, "train", channels=config.channels)
+    copies = [framed_at_random(source, config.image_size, config.seed + 1 + copy) for copy in range(config.copies)]
+    test = open_split(config.data, "test", channels=config.channels)
     return (
-        tokenize(tokenizer, torch.stack(images), torch.cat(labels)),
+        tokenize(tokenizer, torch.cat(copies), labels_of(source).repeat(config.copies)),
         tokenize(tokenizer, framed(test, config.image_size), labels_of(test)),
     )
 
@@ -174,7 +167,7 @@ def side_by_side(bench: Bench, seed: int) -> dict[str, Any]:
     sets["token"] = (_without_inputs(train), _without_inputs(test))  # raster order is fed its own tokens
     pace = {name: _seconds_per_step(models[name], sets[name][0], ours.transformer_training) for name in models}
     steps = {"scale": STEPS, "token": round(STEPS * pace["scale"] / pace["token"])}
-    real = framed(open_split(ours, "test"), ours.image_size)
+    real = framed(open_split(ours.data, "test", channels=ours.channels), ours.image_size)
     with torch.inference_mode():
         real_features = judge.features(real)
     found: dict[str, Any] = {"pace": pace, "steps": steps, "distance": {}, "score": {}, "recognised": {}, "seconds": {}}
@@ -219,10 +212,9 @@ def _train_and_judge(
     for key in ("distance", "score", "recognised"):
         found[key][name] = [round(row[key], 4) for row in trail[:CHECKPOINTS]]
     found["seconds"][name] = round(fitted.seconds, 1)
-    found.setdefault("held_out_nats_per_image", {})[name] = round(
-        negative_log_likelihood(averaged_model(fitted), [sets[1].batch(list(range(len(sets[1]))))]) * sets[1].tokens.shape[1],
-        2,
-    )
+    held_out = sets[1].batch(list(range(len(sets[1]))))
+    nats = negative_log_likelihood(averaged_model(fitted), [held_out]) * held_out["tokens"].shape[1]
+    found.setdefault("held_out_nats_per_image", {})[name] = round(nats, 2)
     bench.say(f"  seed {seed}, next-{name}: distance {found['distance'][name]}, recognised {found['recognised'][name]}")
 
 
@@ -235,22 +227,12 @@ def _make(model: nn.Module, tokenizer: MultiScaleVQVAE, labels: Tensor, seed: in
     return tokenizer.decode([sample_tokens(model, labels, draws, top_p=0.96)])
 
 
-class _TokensOnly(TokenSet):
+def _without_inputs(data: TensorSet) -> TensorSet:
     """Without teacher-forcing inputs: the objective then feeds the tokens themselves."""
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"tokens": self.tokens[index], "label": self.labels[index]}
-
-    def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        chosen = torch.as_tensor(indices)
-        return {"tokens": self.tokens[chosen], "label": self.labels[chosen]}
+    return TensorSet(tokens=data.columns["tokens"], label=data.columns["label"])
 
 
-def _without_inputs(data: TokenSet) -> TokenSet:
-    return _TokensOnly(data.tokens, data.inputs, data.labels)
-
-
-def _seconds_per_step(model: nn.Module, data: TokenSet, config: TrainConfig, steps: int = 8) -> float:
+def _seconds_per_step(model: nn.Module, data: TensorSet, config: TrainConfig, steps: int = 8) -> float:
     """Median time of a training step on a copy of the network."""
     from paperworks.training.objective import Context
     from paperworks.training.precision import autocast, resolve
@@ -285,7 +267,7 @@ def edit_without_training(bench: Bench, seed: int) -> dict[str, Any]:
     fitted = fit(TokenPrediction(model), token_sets(config, tokenizer)[0], budget, folder, label="")
     generator = averaged_model(fitted)
     assert isinstance(generator, NextScaleTransformer)
-    test = open_split(config, "test")
+    test = open_split(config.data, "test", channels=config.channels)
     images, truth = framed(test, 32, 300), labels_of(test)[:300]
     others = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
     nobody = torch.full_like(truth, generator.num_classes)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import torch
 
 from paperworks.data import open_images
-from paperworks.errors import InputError, nearest
+from paperworks.errors import InputError
 from paperworks.generators.draws import Draws
 from paperworks.generators.next_scale import SCALES_256, SCALES_512, NextScaleTransformer
 from paperworks.generators.next_scale_sampling import inpaint, rejection_sample
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Stage, Variant, at_least, at_most, equals
 from paperworks.papers import card
+from paperworks.papers._generation import default_channels, framed, open_test, tokenizer_training
+from paperworks.papers._generation_report import Judge, chosen_labels
 from paperworks.papers._var_claims import (
     attention_exponents,
     count_passes,
@@ -30,15 +32,12 @@ from paperworks.papers._var_recipe import (
     TokenizerConfig,
     TransformerConfig,
     VARConfig,
-    framed,
     load_tokenizer,
     load_transformer,
-    open_split,
-    tokenizer_training,
     train_tokenizer,
     train_transformer,
 )
-from paperworks.papers._var_report import DIGITS, Judge, evaluate, make_images, write_report
+from paperworks.papers._var_report import evaluate, make_images, write_report
 from paperworks.reporting import save_grid
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQ, MultiScaleVQVAE
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -76,11 +75,10 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
         seed: of initial weights, data order and sampling
     """
     sizes = (1, 2, 3, 4) if image_size == 32 else (1, 2, 3, 4, 6, 8)
-    digits = data in (*DIGITS, "digits")
     config = VARConfig(
         data=data,
         image_size=image_size,
-        channels=1 if digits else 3,
+        channels=default_channels(data),
         copies=8,
         seed=seed,
         tokenizer=TokenizerConfig(patch_nums=sizes),
@@ -160,7 +158,7 @@ def sample_images(
     """
     config: VARConfig = run.config(VARConfig)
     model, tokenizer = load_transformer(run), load_tokenizer(run)
-    labels = _labels(run, classes)
+    labels = chosen_labels(run.result("tokenizer")["classes"], classes)
     if image is not None:
         made = _edited(config, model, tokenizer, image, mask, labels if classes else None, count, seed)
         columns = count + 2
@@ -168,7 +166,7 @@ def sample_images(
         wanted = labels.repeat_interleave(count)
         made, columns = make_images(config, model, tokenizer, wanted, seed), count
         if best_of > 1:
-            judge = Judge.of(config, run)
+            judge = Judge.of(config.data, run.stage_folder("judge"))
             if not judge.knows_classes:
                 raise InputError("--best-of needs a classifier of these classes, which there is for the embedded digits only")
             made, _ = rejection_sample(
@@ -189,7 +187,8 @@ def evaluate_run(run: Run, *, data: str | None = None) -> dict[str, Any]:
         data: other images of the same classes
     """
     config: VARConfig = run.config(VARConfig)
-    test = open_split(config, "test") if data is None else open_images(data, channels=config.channels)
+    channels = config.channels
+    test = open_test(config.data, channels=channels) if data is None else open_images(data, channels=channels)
     return evaluate(config, run, test)
 
 
@@ -209,14 +208,6 @@ def export(run: Run, *, to: Literal["onnx"] = "onnx", out: Path | None = None) -
         tokenizer, (tokenizer.begin(1),), path, input_names=["features"], output_names=["image"], dynamo=True, verbose=False
     )
     return {"format": to, "file": str(path)}
-
-
-def _labels(run: Run, classes: tuple[str, ...]) -> torch.Tensor:
-    names = run.result("tokenizer")["classes"]
-    for name in classes:
-        if name not in names:
-            raise InputError(f"no class {name!r} in this run{nearest(name, names)}")
-    return torch.tensor([names.index(name) for name in classes or names])
 
 
 def _edited(
