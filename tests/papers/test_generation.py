@@ -82,7 +82,7 @@ def test_a_part_comes_back_as_it_was_and_its_absence_is_explained(tmp_path):
 def test_classes_by_name():
     assert chosen_labels(["cat", "dog"], ["dog"]).tolist() == [1]
     assert chosen_labels(["cat", "dog"], []).tolist() == [0, 1]
-    with pytest.raises(InputError, match="no class 'dgo'.*dog"):
+    with pytest.raises(InputError, match=r"no class 'dgo'.*dog"):
         chosen_labels(["cat", "dog"], ["dgo"])
 
 

@@ -22,6 +22,8 @@ from paperworks.objectives.classify import Classify
 from paperworks.paper import Recipe, Run
 from paperworks.papers import _pruning_claims as claims
 from paperworks.papers import _pruning_stages as stages
+from paperworks.papers._classification import Trained
+from paperworks.papers.inceptionnext import paper as inceptionnext
 from paperworks.papers.layer_adaptive_pruning import paper
 from paperworks.training import TrainConfig
 
@@ -200,6 +202,42 @@ def test_other_networks_are_pruned_and_fine_tuned(tmp_path, name):
     assert len(steps) == (2 if name == "inceptionnext" else 1) and sparsity(network) >= 0.75 and 0 < steps[-1].flops_left < 1
     with torch.no_grad():
         assert torch.isfinite(network(images)).all()
+
+
+def test_the_network_of_a_classification_run_is_pruned_as_it_is(tmp_path):
+    laptop = inceptionnext.recipes["laptop"]()
+    changes = ["network.arguments.depths=[1,1,1,1]", "network.arguments.dims=[8,12,16,20]", "training.steps=12"]
+    config = override(laptop.config, [*changes, "training.batch_size=32", "training.eval_every=12", "watch=50"])
+    trained = Run.open(tmp_path / "dense", slug="inceptionnext", recipe="laptop", arguments={}, config=config, command="")
+    training = [stage for stage in laptop.stages if stage.name == "train"]
+    trained.execute(Recipe(config, training), say=lambda _: None)
+    recipe = paper.build_recipe("trained", {"run": tmp_path / "dense", "steps": 4}, ["curves.images=8", "curves.levels=5"])
+    small = ["curves.every=1", "iterative.curves.images=8", "iterative.curves.levels=5", "sparsities=[0.5]", "test_images=100"]
+    recipe = Recipe(override(recipe.config, small), recipe.stages)
+    run = Run.open(tmp_path / "run", slug=paper.slug, recipe="trained", arguments={}, config=recipe.config, command="")
+    run.execute(recipe, say=lambda _: None)
+    problem = stages.Problem.open(recipe.config)
+    images = next(problem.test_batches())
+    dense = Trained.of(trained).objective.model
+    with torch.no_grad():
+        assert torch.allclose(problem.network()(images), dense(images), atol=1e-5)
+        assert torch.allclose(dense(images), Trained.of(trained).objective.model(images))
+    pruned = problem.network()
+    pruned.load_state_dict(load_sparse(run.folder / stages.PRUNED))
+    assert sparsity(pruned) >= 0.79
+    with pytest.raises(InputError, match="without a trained classifier"):
+        paper.build_recipe("trained", {"run": tmp_path / "run"})
+
+
+def test_a_folder_with_broken_pictures_works_and_lists_them(jpeg_folder, tmp_path):
+    _, recipe = start(tmp_path / "unused")
+    config = override(
+        recipe.config, [f"data={jpeg_folder}", "network.image_size=16", "training.steps=6", "iterative.target=0.4"]
+    )
+    run = Run.open(tmp_path / "run", slug=paper.slug, recipe="laptop", arguments={}, config=config, command="")
+    run.execute(Recipe(config, recipe.stages), say=lambda _: None)
+    assert len(run.result("train")["skipped"]) == 5
+    assert "Images left out" in (run.folder / "report.html").read_text()
 
 
 # --- claims ------------------------------------------------------------------------------------------------------------------

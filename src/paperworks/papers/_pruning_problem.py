@@ -18,6 +18,7 @@ from paperworks.compression.iterative import CurveConfig, IterativeConfig
 from paperworks.data import ImageSource, Transformed, lite0_weights, open_images, random_crops
 from paperworks.data.transforms import Drawn, eval_crop, eval_shift, to_float, train_crop, train_shift
 from paperworks.errors import InputError, nearest
+from paperworks.layers.pretrained import load_official, read_weights
 from paperworks.objectives.classify import Normalise
 from paperworks.training import TrainConfig
 
@@ -35,6 +36,10 @@ class NetworkConfig:
     arguments: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     """fetch timm's released weights"""
+    weights: str = ""
+    """a safetensors file of trained weights; `mean` and `std` are then what it was trained with"""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     image_size: int = 32
 
 
@@ -92,8 +97,11 @@ class Problem:
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and deviation per channel: what released weights were made for, or those of the training images."""
-        if self.config.network.name == "lite0":
+        network = self.config.network
+        if network.name == "lite0":
             return LITE0_RANGE
+        if network.mean:
+            return network.mean, network.std
         if self.config.training is None:
             cfg: Any = self._architecture(weights=False).pretrained_cfg
             return cfg["mean"], cfg["std"]
@@ -185,9 +193,10 @@ class Problem:
         if self.config.training:
             given |= {"num_classes": len(self.classes), "in_chans": self.channels}
         try:
-            return timm.create_model(config.name, pretrained=config.pretrained and weights, **given)
+            network = timm.create_model(config.name, pretrained=config.pretrained and weights, **given)
         except (RuntimeError, TypeError) as error:
             raise InputError(f"network {config.name!r} with {given}: {error}") from None
+        return load_official(network, read_weights(config.weights)) if config.weights and weights else network
 
 
 class Evaluation:

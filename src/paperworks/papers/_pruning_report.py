@@ -63,7 +63,7 @@ def report_stage(config: PruningConfig, run: Run) -> Mapping[str, Any]:
     )
     report.table("Layers of the pruned network", made["columns"], made["rows"])
     if trained["skipped"]:
-        report.table("Skipped images", ["what", "why"], trained["skipped"])
+        report.table("Images left out", ["file", "why"], trained["skipped"])
     report.recipe(config, run.record["command"])
     return {"report": str(report.save(run.folder / "report.html"))}
 

@@ -44,7 +44,7 @@ def train_dense(config: PruningConfig, run: Run) -> Mapping[str, Any]:
         "evaluation": evaluation(network),
         "train_images": len(problem.train),
         "test_images": len(evaluation.reference),
-        "skipped": problem.train.skipped + problem.test.skipped,
+        "skipped": list(dict.fromkeys(problem.train.skipped + problem.test.skipped)),  # both splits list all of a folder
         "classes": problem.classes,
         "parameters": sum(p.numel() for p in network.parameters()),
         "prunable": sum(layer.numel for layer in layers),

@@ -3,6 +3,7 @@
 paperworks run layer-adaptive-pruning                                     digits and a narrow ResNet-20, minutes
 paperworks run layer-adaptive-pruning --data FOLDER                       your own labelled images
 paperworks run layer-adaptive-pruning --recipe photos --data FOLDER       a pretrained network on your photos, no labels
+paperworks run layer-adaptive-pruning --recipe trained --run runs/inceptionnext         the network of another run
 paperworks run layer-adaptive-pruning --recipe paper --network vgg16_cifar
 """
 
@@ -30,6 +31,7 @@ from paperworks.errors import InputError, nearest
 from paperworks.objectives.classify import Normalise
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Stage, Variant, at_least, at_most, equals
 from paperworks.papers import card
+from paperworks.papers._classification import ClassifierConfig, Trained
 from paperworks.papers._pruning_claims import (
     additivity_at_moderate,
     additivity_by_sparsity,
@@ -130,6 +132,45 @@ def photos(
         sparsities=(0.1, 0.2, 0.3, 0.4, 0.5),
         test_images=100,
         keep=keep,
+    )
+    return Recipe(config, STAGES)
+
+
+@paper.recipe("trained")
+def trained(run: Path, data: str = "", target: float = 0.8, steps: int = 100, seed: int = 0) -> Recipe:
+    """Prunes the network of a finished classification run in steps, with fine-tuning on the run's own images.
+
+    Args:
+        run: folder of the run, such as runs/inceptionnext
+        data: other images of the same classes
+        target: share of the weights to remove in the end
+        steps: of fine-tuning after each round
+        seed: of order and augmentation
+    """
+    folder = run.resolve()
+    there = Run.load(folder)
+    if not (folder / "train" / "classes.json").is_file():
+        raise InputError(f"{run} is a run of {there.slug} without a trained classifier: give one of inceptionnext, finished")
+    network = Trained.of(there)
+    classifier: ClassifierConfig = there.config(ClassifierConfig)
+    curves = CurveConfig(measure="mean", images=128, every=10)
+    tune = _adamw(steps, 64, 5e-4, ScheduleConfig("constant", warmup=0.1), seed=seed)
+    normalise = network.objective.normalise
+    config = PruningConfig(
+        data=data or classifier.data,
+        seed=seed,
+        network=NetworkConfig(
+            classifier.network.name,
+            {**classifier.network.arguments, "num_classes": len(network.classes)},
+            weights=str(folder / "train" / "model" / "model.safetensors"),
+            mean=tuple(normalise.mean.flatten().tolist()),
+            std=tuple(normalise.std.flatten().tolist()),
+            image_size=network.size,
+        ),
+        flip=classifier.augment.flip,
+        curves=curves,
+        sparsities=(0.3, 0.5, 0.7),
+        iterative=IterativeConfig(target=target, rate=0.4, curves=curves, finetune=tune),
     )
     return Recipe(config, STAGES)
 
