@@ -22,11 +22,11 @@ from paperworks.papers._generation_report import (
     chosen_labels,
     headline,
     in_batches,
-    reconstruct,
     sample_numbers,
     spread_over,
 )
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
+from paperworks.tokenizers.protocol import reconstruct
 
 
 def small() -> MultiScaleVQVAE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,25 +44,6 @@ class Judge:
         """Share of images the classifier takes for their label."""
         with torch.inference_mode():
             return float((self.network.logits(images).argmax(1) == labels).float().mean())
-
-
-class CodeTokenizer(Protocol):
-    @property
-    def vocab_size(self) -> int: ...
-    def encode(self, images: Tensor) -> list[Tensor]: ...
-    def decode(self, indices: Sequence[Tensor]) -> Tensor: ...
-
-
-@torch.inference_mode()
-def reconstruct(tokenizer: CodeTokenizer, images: Tensor, batch_size: int = 200) -> tuple[Tensor, CodeUsage]:
-    """Images through their tokens and back, and how often each code occurred."""
-    usage, made = CodeUsage(tokenizer.vocab_size), []
-    for batch in images.split(batch_size):
-        indices = tokenizer.encode(batch)
-        for found in indices:
-            usage.update(found)
-        made.append(tokenizer.decode(indices))
-    return torch.cat(made), usage
 
 
 def reconstruction_numbers(images: Tensor, rebuilt: Tensor, usage: CodeUsage | None = None) -> dict[str, Any]:

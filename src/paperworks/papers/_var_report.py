@@ -21,7 +21,6 @@ from paperworks.papers._generation_report import (
     headline,
     in_batches,
     numbers_table,
-    reconstruct,
     reconstruction_numbers,
     rounded,
     sample_numbers,
@@ -32,6 +31,7 @@ from paperworks.papers._generation_report import (
 from paperworks.papers._var_recipe import VARConfig, build_transformer, load_tokenizer, load_transformer, tokenize
 from paperworks.reporting import Report
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
+from paperworks.tokenizers.protocol import reconstruct
 
 
 def make_images(

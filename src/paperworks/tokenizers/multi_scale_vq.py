@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from paperworks.errors import InputError
 from paperworks.layers.autoencoder import Decoder, Encoder, to_signed, to_unit
 from paperworks.layers.pretrained import Pretrained, load_official
-from paperworks.layers.vector_quantization import CodeUsage
 from paperworks.tokenizers.multi_scale_quantizer import MultiScaleVQ, Phi, Quantized, phi_index, with_usage
 from paperworks.tokenizers.protocol import TokenizerSpec, check_images, fingerprint
 
@@ -151,17 +149,6 @@ class MultiScaleVQVAE(nn.Module, Pretrained):
     def decode_signed(self, features: Tensor) -> Tensor:
         """The decoder's raw output, about [-1, 1] and unbounded."""
         return self.decoder(self.post_quant_conv(features))
-
-    @torch.inference_mode()
-    def reconstruct(self, images: Tensor, batch_size: int = 200) -> tuple[Tensor, CodeUsage]:
-        """What is left of images [N, C, H, W] in [0, 1] after tokenizing, and which codes all of them together used."""
-        usage, made = CodeUsage(self.vocab_size), []
-        for batch in images.split(batch_size):
-            indices = self.encode(batch)
-            for found in indices:
-                usage.update(found)
-            made.append(self.decode(indices))
-        return torch.cat(made).clone(), usage
 
     # --- what generators ask a tokenizer for: the quantiser's, see there ---
 

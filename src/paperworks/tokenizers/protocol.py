@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paperworks.errors import InputError
+from paperworks.layers.vector_quantization import CodeUsage
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ class Tokenizer(Protocol):
     def encode(self, images: Tensor) -> list[Tensor]: ...
 
     def decode(self, indices: Sequence[Tensor]) -> Tensor: ...
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: Tokenizer, images: Tensor, batch_size: int = 200) -> tuple[Tensor, CodeUsage]:
+    """What is left of images [N, C, H, W] in [0, 1] after tokenizing, and which codes all of them together used."""
+    usage, made = CodeUsage(tokenizer.spec.vocab_size), []
+    for batch in images.split(batch_size):
+        indices = tokenizer.encode(batch)
+        for found in indices:
+            usage.update(found)
+        made.append(tokenizer.decode(indices))
+    return torch.cat(made).clone(), usage
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
