@@ -128,7 +128,7 @@ def test_published_scales():
         (torch.rand(1, 3, 8, 8), "3 channels, the tokenizer was built for 1"),
         (torch.rand(1, 1, 9, 9), "do not divide by 2"),
         (torch.rand(1, 1, 12, 12), "must give 4 x 4"),
-        (torch.rand(1, 1, 8, 8) * 2 - 1, r"must lie in \[0, 1\], these reach from -0\.9"),
+        (torch.full((1, 1, 8, 8), -0.9), r"must lie in \[0, 1\], these reach from -0\.9 to -0\.9"),
         (torch.randint(0, 255, (1, 1, 8, 8)), "floats .* not torch.int64"),
         (torch.rand(1, 8, 8), r"not torch.float32 \[1, 8, 8\]"),
     ],
