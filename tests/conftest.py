@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test depends on a network, and none waits for one
 
 import pytest
+import torch
 
 from tests.data.making import write_jpegs
 
@@ -22,6 +23,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAPERWORKS_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time() -> None:
+    """Weights and images that a test makes without a generator of its own."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
