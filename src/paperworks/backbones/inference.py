@@ -141,6 +141,9 @@ def _improve(module: nn.Module, plan: Plan) -> nn.Module:
         setattr(module, name, _improve(child, plan))
     if isinstance(module, nn.Sequential):
         _fold_in_sequence(module, plan)
+    for first, second in getattr(module, "norm_pairs", ()):
+        if _fold(module.get_submodule(first), module.get_submodule(second), plan):
+            setattr(module, second, nn.Identity())
     return module
 
 
@@ -148,13 +151,19 @@ def _fold_in_sequence(sequence: nn.Sequential, plan: Plan) -> None:
     """conv, norm -> conv and norm, conv -> conv; the norm's place is taken by an identity, so that indices stay."""
     for index in range(len(sequence) - 1):
         first, second = sequence[index], sequence[index + 1]
-        if isinstance(first, nn.Conv2d | nn.Linear) and isinstance(second, nn.BatchNorm2d | nn.BatchNorm1d):
-            if fold_after(first, second):
-                sequence[index + 1] = nn.Identity()
-                plan.note("batch norm folded into the convolution before it")
+        if _fold(first, second, plan):
+            sequence[index + 1] = nn.Identity()
         elif isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.Conv2d) and fold_before(first, second):
             sequence[index] = nn.Identity()
             plan.note("batch norm folded into the convolution after it")
+
+
+def _fold(first: nn.Module, second: nn.Module, plan: Plan) -> bool:
+    if not isinstance(first, nn.Conv2d | nn.Linear) or not isinstance(second, nn.BatchNorm2d | nn.BatchNorm1d):
+        return False
+    if folded := fold_after(first, second):
+        plan.note("batch norm folded into the convolution before it")
+    return folded
 
 
 def _difference(model: nn.Module, prepared: Prepared, example: Tensor) -> float:

@@ -20,7 +20,7 @@ from torch import nn
 from paperworks.backbones.protocol import Backbone
 from paperworks.errors import InputError, nearest
 
-MODULES = ("inceptionnext", "cifar")
+MODULES = ("inceptionnext", "cifar", "resnet", "densenet", "simplenet", "vovnet")
 """modules of this room that have a table ENTRIES"""
 
 IMAGENET = {

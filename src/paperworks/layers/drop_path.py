@@ -23,12 +23,16 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        keep = 1.0 - self.rate
-        mask = torch.empty([len(x)] + [1] * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
-        return x * (mask / keep)
+        return drop_samples(x, self.rate, torch.rand(len(x), dtype=x.dtype, device=x.device))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}"
+
+
+def drop_samples(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """Samples whose number in `uniform` [N] (from [0, 1)) lies below `rate` become 0, the others are divided by 1 - rate."""
+    kept = (uniform >= rate).to(x.dtype) / (1 - rate)
+    return x * kept.view(-1, *[1] * (x.ndim - 1))
 
 
 def linear_rates(last: float, depths: Sequence[int]) -> list[list[float]]:

@@ -11,6 +11,11 @@ from torch import Tensor
 from paperworks.training.objective import Objective
 
 
+def warmed_up_decay(decay: float, updates: int) -> float:
+    """The decay after so many updates: early averages forget faster, (1 + n) / (10 + n), up to `decay`."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
 class Average:
     """Averages trained parameters and persistent float buffers; starts as a copy. Parameters that nothing trains are
     shared, not averaged, and buffers that cannot be (integers, masks holding -inf) are copied as they are."""
@@ -37,7 +42,7 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """After a step: `average += (1 - decay) * (weights - average)`."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        decay = warmed_up_decay(self.decay, self.updates) if self.warmup else self.decay
         self.updates += 1
         torch._foreach_lerp_(*self._smooth, 1 - decay)
         if self._exact[0]:
