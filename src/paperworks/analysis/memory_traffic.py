@@ -52,11 +52,9 @@ def convolution_traffic(model: nn.Module, images: Tensor) -> list[ConvolutionTra
         (x,) = given
         size = layer.weight.shape[2] * layer.weight.shape[3]
         macs = out.numel() * size * layer.in_channels // layer.groups
-        rows.append(
-            ConvolutionTraffic(
-                *x.shape[1:], *out.shape[1:], layer.kernel_size[0], x.numel(), out.numel(), layer.weight.numel(), macs
-            )
-        )
+        sizes = (x.numel(), out.numel(), layer.weight.numel(), macs)
+        (_, c_in, h_in, w_in), (_, c_out, h_out, w_out) = x.shape, out.shape
+        rows.append(ConvolutionTraffic(c_in, h_in, w_in, c_out, h_out, w_out, layer.kernel_size[0], *sizes))
 
     training = model.training
     model.eval()

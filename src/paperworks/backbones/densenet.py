@@ -113,7 +113,7 @@ class DenseNet(Backbone):
         return found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        pooled = F.relu(self.features.norm5(x)).mean((2, 3))
+        pooled = F.relu(self.features.get_submodule("norm5")(x)).mean((2, 3))
         return pooled if pre_logits else self.classifier(pooled)
 
     def get_classifier(self) -> nn.Module:

@@ -121,7 +121,9 @@ class Backbone(nn.Module, Pretrained):
 
     def _through(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         for module in modules:
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            # activations and poolings cost nothing to keep, and those that work in place would change what was kept
+            worth = self.grad_checkpointing and self.training and next(module.parameters(), None) is not None
+            if worth and torch.is_grad_enabled():
                 x = checkpoint(module, x, use_reentrant=False)
             else:
                 x = module(x)

@@ -190,16 +190,13 @@ class ResNet(Backbone):
             raise InputError(f"stem={stem!r}: there are 'plain' and 'deep'")
         self.bn1: nn.Module = InstanceNorm(outputs) if instance else nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        pools = {
-            "max": lambda: nn.MaxPool2d(3, 2, 1),
-            "none": nn.Identity,
-            "conv": lambda: nn.Sequential(
-                nn.Conv2d(outputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-            ),
-        }
-        if pool not in pools:
-            raise InputError(f"stem_pool={pool!r}: there are {', '.join(pools)}")
-        self.maxpool: nn.Module = pools[pool]()
+        if pool == "conv":
+            conv = nn.Conv2d(outputs, outputs, 3, 2, 1, bias=False)
+            self.maxpool: nn.Module = nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+        elif pool in ("max", "none"):
+            self.maxpool = nn.MaxPool2d(3, 2, 1) if pool == "max" else nn.Identity()
+        else:
+            raise InputError(f"stem_pool={pool!r}: there are 'max', 'conv' and 'none'")
         return outputs
 
     def _make_stage(
@@ -259,7 +256,9 @@ class ResNet(Backbone):
         if zero_init_last:  # every block starts as its shortcut
             for module in self.modules():
                 if isinstance(module, Block):
-                    nn.init.zeros_(module.get_submodule(module.norm_pairs[-1][1]).weight)
+                    last = module.get_submodule(module.norm_pairs[-1][1])
+                    assert isinstance(last, nn.BatchNorm2d)
+                    nn.init.zeros_(last.weight)
 
     # --- timm's protocol --------------------------------------------------------------------------------------------------
 

@@ -96,12 +96,13 @@ class SimpleNet(Backbone):
         if beyond:
             raise InputError(f"drop_rates names layer {beyond[0]}, but there are {len(plan)} layers, counted from 0")
         modules: list[nn.Module] = []
-        self.feature_info, self._ends = [], []
+        self.feature_info = []
+        self._ends: list[int] = []
         channels, reduction = in_chans, 1
         for index, layer in enumerate(plan):
             if layer == POOL:
-                modules += [nn.MaxPool2d(2, 2), nn.Dropout2d(rates.get(index, 0.0))]
                 self._end_level(len(modules), channels, reduction)
+                modules += [nn.MaxPool2d(2, 2), nn.Dropout2d(rates.get(index, 0.0))]
                 reduction *= 2
                 continue
             width, size = _width_and_size(layer)

@@ -1,0 +1,33 @@
+"""A small network of every kind in the library, by the name of a registered one and constructor arguments that shrink it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paperworks.backbones.protocol import Backbone
+from paperworks.backbones.registry import entries
+
+RESNET = {"layers": (1, 2, 1, 1), "channels": (8, 10, 12, 16)}
+VOVNET = {"stem_chs": (8, 8, 16), "stage_conv_chs": (8, 10, 12, 14), "stage_out_chs": (16, 24, 32, 48), "layer_per_block": 2}
+
+SMALL: dict[str, dict[str, Any]] = {
+    "inceptionnext_tiny": {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 40)},
+    "convnext_tiny_k3": {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20)},
+    "resnetrs50": {**RESNET, "stem_width": 8},
+    "resnet18_ibn_a": {**RESNET, "stem_width": 8},
+    "resnet50_ibn_b": {**RESNET, "stem_width": 8},
+    "resnext101_ibn_a": {**RESNET, "stem_width": 8, "groups": 4, "base_width": 16},
+    "se_resnet101_ibn_a": {**RESNET, "stem_width": 8},
+    "densenet121_ibn_a": {"growth_rate": 6, "block_config": (3, 2, 4, 2), "num_init_features": 12},
+    "simplenetv1_5m_m2": {"scale": 0.1},
+    "simplenet_cifar_310k": {"scale": 0.25},
+    "vovnet39": VOVNET,
+    "ese_vovnet19b_dw": VOVNET,
+    "eca_vovnet39b": VOVNET,
+}
+
+
+def small(name: str, **more: Any) -> Backbone:
+    """The shrunken network in evaluation mode, norms with statistics that are not the initial ones."""
+    model = entries()[name].build(num_classes=5, **{**SMALL[name], **more})
+    return model.eval()
