@@ -111,6 +111,7 @@ def test_weights_travel_through_a_folder(name, tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_compiles_in_one_graph(name):
     model, x = small(name), torch.rand(2, 3, 64, 64)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.allclose(compiled(x), model(x), rtol=1e-3, atol=1e-3)

@@ -3,32 +3,34 @@ network counts, as in the paper. Accuracies: small networks that differ in the t
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import geometric_mean, mean, median
+from statistics import geometric_mean, median
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from paperworks.analysis.counting import count_parameters, macs_by_kind
 from paperworks.analysis.timing import alternate
 from paperworks.backbones.convnext import ConvNeXt
 from paperworks.backbones.metanext import MetaNeXt
 from paperworks.backbones.registry import create
-from paperworks.data import ImageSource, Mix, Transformed, open_images
-from paperworks.data.transforms import train_shift
 from paperworks.layers.convolution import DepthwiseConv2d, InceptionDWConv2d
-from paperworks.objectives.classify import Classify, score
 from paperworks.paper import Bench, Measured
-from paperworks.papers._classification import DIGITS, _some, evaluation_transform, in_order
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
+from paperworks.papers._recognition_claims import (
+    LAYOUTS,
+    Budget,
+    all_trained,
+    compared,
+    inference,
+    lead,
+    timing_table,
+    timing_words,
+    training_step,
+)
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 BATCH = 2
 """images per step in timings"""
 
@@ -101,84 +103,35 @@ def four_branches() -> Measured:
 # --- timed ------------------------------------------------------------------------------------------------------------------
 
 
-def training_step(model: nn.Module, layout: torch.memory_format, pixels: int = 224) -> Callable[[], None]:
-    """Forward, backward and SGD on random images."""
-    model = model.train().to(memory_format=layout)
-    images = torch.rand(BATCH, 3, pixels, pixels).contiguous(memory_format=layout)
-    labels = torch.arange(BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-def inference(model: nn.Module, layout: torch.memory_format) -> Callable[[], Tensor]:
-    model = model.eval().to(memory_format=layout)
-    images = torch.rand(BATCH, 3, 224, 224).contiguous(memory_format=layout)
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return model(images)
-
-    return run
-
-
-def compared(
-    bench: Bench, builds: Mapping[str, Callable[[], nn.Module]], work: Callable[..., Callable[[], Any]], rounds: int = 5
-) -> list[dict[str, dict[str, float]]]:
-    """Per repetition, network and layout: median seconds. All works of a repetition take turns."""
-    found = []
-    for seed in bench.seeds:
-        torch.manual_seed(seed)
-        works = {(name, layout): work(build(), LAYOUTS[layout]) for name, build in builds.items() for layout in LAYOUTS}
-        times = alternate(works, rounds, warmup=1)
-        medians: dict[str, dict[str, float]] = {name: {} for name in builds}
-        for (name, layout), seconds in times.items():
-            medians[name][layout] = median(seconds)
-        bench.say("  ".join(f"{name} {_milliseconds(layouts)}" for name, layouts in medians.items()))
-        found.append(medians)
-    return found
-
-
-def _milliseconds(layouts: Mapping[str, float]) -> str:
-    return " / ".join(f"{1e3 * seconds:.0f}" for seconds in layouts.values()) + " ms"
-
-
 def _scale(what: str) -> str:
     return f"CPU, {torch.get_num_threads()} threads, float32, batch {BATCH}, 224 pixels, {what}"
 
 
-def _table(repetitions: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Median milliseconds over the repetitions."""
-    names, layouts = repetitions[0], LAYOUTS
-    return {n: {layout: round(1e3 * median([r[n][layout] for r in repetitions]), 1) for layout in layouts} for n in names}
+def _step(build: Callable[[], nn.Module], layout: torch.memory_format) -> Callable[[], None]:
+    return training_step(build(), layout, BATCH)
 
 
-def _in_words(table: Mapping[str, Mapping[str, float]]) -> str:
-    return "; ".join(f"{name} {_milliseconds({k: v / 1e3 for k, v in row.items()})}" for name, row in table.items())
+def _pass(build: Callable[[], nn.Module], layout: torch.memory_format) -> Callable[[], Tensor]:
+    return inference(build(), layout, BATCH)
 
 
 def convnext_against_resnet(bench: Bench) -> Measured:
     builds = {"ConvNeXt-T": lambda: timm.create_model("convnext_tiny"), "ResNet-50": lambda: timm.create_model("resnet50")}
-    repetitions = compared(bench, builds, training_step)
+    repetitions = compared(bench, {name: partial(_step, build) for name, build in builds.items()})
     shares = [100 * min(r["ResNet-50"].values()) / min(r["ConvNeXt-T"].values()) for r in repetitions]
-    table = _table(repetitions)
-    detail = f"training step, NCHW / channels-last: {_in_words(table)}; timm's networks; the paper's number is an A100's"
+    table = timing_table(repetitions)
+    detail = f"training step, NCHW / channels-last: {timing_words(table)}; timm's networks; the paper's number is an A100's"
     return Measured(median(shares), _scale("better layout of each"), detail, shares, list(bench.seeds), table)
 
 
 def faster_training(bench: Bench) -> Measured:
     builds = {"ConvNeXt-T": lambda: timm.create_model("convnext_tiny"), "InceptionNeXt-T": lambda: create("inceptionnext_tiny")}
-    repetitions = compared(bench, builds, training_step)
+    repetitions = compared(bench, {name: partial(_step, build) for name, build in builds.items()})
     best = [min(r["ConvNeXt-T"].values()) / min(r["InceptionNeXt-T"].values()) for r in repetitions]
     by_layout = {k: median([r["ConvNeXt-T"][k] / r["InceptionNeXt-T"][k] for r in repetitions]) for k in LAYOUTS}
-    table = _table(repetitions)
+    table = timing_table(repetitions)
     ratios = ", ".join(f"{ratio:.2f}x in {layout}" for layout, ratio in by_layout.items())
-    detail = f"training step, NCHW / channels-last: {_in_words(table)}; {ratios}; the paper's number is an A100's"
+    detail = f"training step, NCHW / channels-last: {timing_words(table)}; {ratios}; the paper's number is an A100's"
     return Measured(
         median(best), _scale("better layout of each"), detail, best, list(bench.seeds), table | {"ratios": by_layout}
     )
@@ -195,11 +148,12 @@ def series_throughput(bench: Bench) -> Measured:
     for ours, theirs in pairs.items():
         builds[ours] = partial(create, ours)
         builds[theirs] = partial(timm.create_model, theirs)
-    repetitions = compared(bench, builds, inference, rounds=3)
+    works = {name: partial(_pass, build) for name, build in builds.items()}
+    repetitions = compared(bench, works, rounds=3)
     means = [
         geometric_mean(min(r[theirs].values()) / min(r[ours].values()) for ours, theirs in pairs.items()) for r in repetitions
     ]
-    table = _table(repetitions)
+    table = timing_table(repetitions)
     images = {name: round(1e3 * BATCH / min(row.values()), 1) for name, row in table.items()}
     detail = "images a second, better layout: " + ", ".join(f"{name} {number:g}" for name, number in images.items())
     return Measured(median(means), _scale("untrained networks, inference"), detail, means, list(bench.seeds), table)
@@ -273,7 +227,7 @@ MIXERS: dict[str, tuple[str, dict[str, Any]]] = {
     "3x3": ("depthwise", {"kernel_size": 3}),
     "inception": ("inception", {}),
 }
-TRAINING_IMAGES, TEST_IMAGES, EPOCHS = 10_000, 5_000, 12
+BUDGET = Budget(epochs=12)
 
 
 def micro_network(mixer: str, classes: int) -> MetaNeXt:
@@ -289,70 +243,22 @@ def micro_network(mixer: str, classes: int) -> MetaNeXt:
     )
 
 
-def trained_accuracy(bench: Bench, mixer: str, seed: int) -> dict[str, float]:
-    """Top-1 in percent on the test images and milliseconds per step; kept in the claim's folder and read again."""
-    folder = bench.folder / f"{mixer}-{seed}"
-    result = folder / "accuracy.json"
-    if result.is_file():
-        return json.loads(result.read_text())
-    train, test = _images(bench, "train", TRAINING_IMAGES), _images(bench, "test", TEST_IMAGES)
-    assert train.classes is not None
-    classes = len(train.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        objective = Classify(micro_network(mixer, classes))
-    optimizer = OptimizerConfig("adamw", lr=3e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=0.1))
-    batch = min(64, len(train))
-    config = TrainConfig(
-        EPOCHS * (len(train) // batch), batch, optimizers={"main": optimizer}, clip=5.0, seed=seed, channels_last=True
-    )
-    data = Transformed(train, train_shift(32, pad=4, flip=bench.data not in DIGITS), seed=seed)
-    mix = Mix(classes, mixup=0.0, cutmix=0.0, smoothing=0.1)
-    fitted = fit(objective, data, config, folder, batch_transform=mix, label=f"{mixer}, seed {seed}")
-    found = score(objective.logits, in_order(test, evaluation_transform(32, 1.0, "shift")), classes)
-    numbers = {"top1": 100 * found.top1, "milliseconds": 1e3 * fitted.seconds / fitted.step}
-    result.write_text(json.dumps(numbers))
-    bench.say(f"{mixer}, seed {seed}: {numbers['top1']:.2f} %, {numbers['milliseconds']:.0f} ms a step")
-    return numbers
-
-
-def _images(bench: Bench, split: Any, limit: int) -> ImageSource:
-    return _some(open_images(bench.data, split=split, labels="required", channels=3), limit)
-
-
 def _trained(bench: Bench, *mixers: str) -> dict[str, list[dict[str, float]]]:
-    """All mixers with one seed, then with the next: what slows the machine slows all of them."""
-    found: dict[str, list[dict[str, float]]] = {mixer: [] for mixer in mixers}
-    for seed in bench.seeds:
-        for mixer in mixers:
-            found[mixer].append(trained_accuracy(bench, mixer, seed))
-    return found
+    return all_trained(bench, {mixer: partial(micro_network, mixer) for mixer in mixers}, BUDGET)
 
 
-def _compare_accuracy(bench: Bench, better: str, worse: str) -> tuple[list[float], dict[str, Any], str]:
-    """(points by which `better` is ahead, per seed; all numbers; both sides in words)."""
-    found = _trained(bench, better, worse)
-    points = [a["top1"] - b["top1"] for a, b in zip(found[better], found[worse])]
-    means = {mixer: mean(run["top1"] for run in runs) for mixer, runs in found.items()}
-    times = {mixer: median([run["milliseconds"] for run in runs]) for mixer, runs in found.items()}
-    words = ", ".join(f"{mixer} {means[mixer]:.2f} % at {times[mixer]:.0f} ms a step" for mixer in found)
-    deviation = math.sqrt(sum((p - mean(points)) ** 2 for p in points) / max(1, len(points) - 1))
-    numbers = {"accuracy": means, "milliseconds": times, "speed": times[better] / times[worse], "deviation": deviation}
-    return points, numbers, words
-
-
-def _training_scale(bench: Bench) -> str:
-    count = min(TRAINING_IMAGES, len(_images(bench, "train", TRAINING_IMAGES)))
-    return f"four stages of 24 to 192 channels, {count} images of {bench.data}, {EPOCHS} epochs, {len(bench.seeds)} seeds"
+def _scale_of_training(bench: Bench) -> str:
+    return f"four stages of 24 to 192 channels, {BUDGET.words(bench)}"
 
 
 def smaller_kernels(bench: Bench) -> Measured:
-    points, numbers, words = _compare_accuracy(bench, "7x7", "3x3")
-    detail = f"points that 3x3 loses; {words}; 3x3 is {numbers['speed']:.2f}x as fast"
-    return Measured(mean(points), _training_scale(bench), detail, points, list(bench.seeds), numbers)
+    found = _trained(bench, "7x7", "3x3")
+    speed = median([run["milliseconds"] for run in found["7x7"]]) / median([run["milliseconds"] for run in found["3x3"]])
+    note = f"; points that 3x3 loses; 3x3 is {speed:.2f}x as fast"
+    return lead(bench, found, "7x7", "3x3", _scale_of_training(bench), note=note)
 
 
 def accuracy_of_the_mixer(bench: Bench) -> Measured:
-    points, numbers, words = _compare_accuracy(bench, "inception", "7x7")
-    detail = f"points that the Inception mixer is ahead of 7x7 in the same network; {words}; 0.2 cannot be told apart here"
-    return Measured(mean(points), _training_scale(bench), detail, points, list(bench.seeds), numbers)
+    found = _trained(bench, "inception", "7x7")
+    note = "; points that the Inception mixer is ahead of 7x7 in the same network; 0.2 cannot be told apart here"
+    return lead(bench, found, "inception", "7x7", _scale_of_training(bench), note=note)

@@ -35,9 +35,10 @@ class ParameterRule:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    """the first is also AdaDelta's rho"""
     eps: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = False

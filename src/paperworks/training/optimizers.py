@@ -118,6 +118,8 @@ def build(objective: Objective, named: Named, config: OptimizerConfig, *, sharde
                 for parameter in named.values():
                     sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             return sgd
+        case "adadelta":
+            return torch.optim.Adadelta(groups, **common, rho=config.betas[0], eps=config.eps, foreach=True)
 
     from timm import optim
 
