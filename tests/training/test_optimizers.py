@@ -136,8 +136,9 @@ def test_fused_update_is_torchs_plain_update(tmp_path: Path, name: str) -> None:
 def test_every_optimiser_learns(tmp_path: Path, name: str) -> None:
     from paperworks.training import read_metrics
 
-    lr = {"sgd": 0.3, "lars": 2.0, "lamb": 3e-2}.get(name, 1e-2)
-    fit(Classify(), Pictures(), config(80, optimizers={"main": OptimizerConfig(name, lr=lr)}), tmp_path, label="")  # type: ignore[arg-type]
+    lr = {"sgd": 0.3, "lars": 2.0, "lamb": 3e-2, "adadelta": 3.0}.get(name, 1e-2)
+    chosen = OptimizerConfig(name, lr=lr, eps=1e-3 if name == "adadelta" else 1e-8)  # type: ignore[arg-type]
+    fit(Classify(), Pictures(), config(80, optimizers={"main": chosen}), tmp_path, label="")
     rows = read_metrics(tmp_path)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
 

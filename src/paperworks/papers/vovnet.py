@@ -237,5 +237,5 @@ def _detector_losses(name: str, kind: str) -> tuple[float, float]:
             loss.backward()
             nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     return losses[0], losses[-1]
