@@ -9,7 +9,6 @@ All of it is computed in float32, also under autocast: a token is an exact choic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from paperworks.errors import InputError
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.vector_quantization import USED, nearest_code, restart_codes
+from paperworks.tokenizers.quantizers import Quantized
 
 
 class Phi(nn.Conv2d):
@@ -57,18 +57,6 @@ def phi_index(progress: float, count: int) -> int:
     """
     edge = 1 / 3 / count if count == 4 else 1 / 2 / count
     return int(np.abs(np.linspace(edge, 1 - edge, count) - progress).argmin())
-
-
-@dataclass(frozen=True)
-class Quantized:
-    features: Tensor
-    """[B, C, H, W] sum of all scales' contributions, with the straight-through gradient to the encoder"""
-    loss: Tensor
-    """commitment and code-book loss, mean over scales and values"""
-    indices: list[Tensor]
-    """int64 [B, n] per scale"""
-    vectors: list[Tensor]
-    """[B n, C] per scale: what was quantised (pooled residuals), detached"""
 
 
 class MultiScaleVQ(nn.Module):
