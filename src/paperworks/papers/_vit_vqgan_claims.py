@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperworks.analysis.counting import count_parameters
 from paperworks.analysis.metrics import psnr
@@ -78,7 +78,7 @@ def _vit() -> nn.Module:
 
 def _cnn() -> nn.Module:
     """As many parameters, tokens and codes; the plain quantiser of VQGAN with its higher dimension."""
-    small: dict[str, Any] = {"z_channels": 64, "ch": 24, "ch_mult": (1, 2, 2, 4), "num_res_blocks": 1, "groups": 8}
+    small: dict[str, Any] = {"z_channels": 64, "ch": 20, "ch_mult": (1, 2, 2, 4), "num_res_blocks": 1, "groups": 4}
     return VQGANLC(SIDE, 512, embed_dim=64, kind="fc", attention=False, **small)
 
 

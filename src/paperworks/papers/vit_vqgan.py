@@ -27,16 +27,16 @@ from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 @dataclass(frozen=True)
 class TransformerSize:
-    dim: int = 128
+    dim: int = 96
     depth: int = 3
-    heads: int = 4
-    mlp_dim: int = 512
+    heads: int = 3
+    mlp_dim: int = 384
     head_dim: int = 32
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    patch_size: int = 8
+    patch_size: int = 4
     encoder: TransformerSize = TransformerSize()
     decoder: TransformerSize = TransformerSize()
     code_dim: int = 8
@@ -47,9 +47,9 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    dim: int = 192
-    depth: int = 6
-    heads: int = 3
+    dim: int = 160
+    depth: int = 4
+    heads: int = 5
     dropout: float = 0.1
 
 
@@ -133,7 +133,7 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
 
     Args:
         data: a folder of images, parquet, shards, or a name; the default is 5000 handwritten digits
-        image_size: 64 has 64 tokens an image instead of 16 and wants more training than the default budget
+        image_size: 64 has 256 tokens an image instead of 64 and wants more training than the default budget
         seed: of initial weights, data order and sampling
     """
     config = VIMConfig(
@@ -142,8 +142,8 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
         channels=default_channels(data),
         seed=seed,
         judge=JudgeConfig(adversarial_weight=0.2, adversarial_start=0.7),
-        tokenizer_training=replace(tokenizer_training(1500, 64, 1e-3), channels_last=False),
-        generator_training=TrainConfig(800, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        tokenizer_training=replace(tokenizer_training(1000, 32, 1.5e-3), channels_last=False),
+        generator_training=TrainConfig(900, 64, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=0.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)

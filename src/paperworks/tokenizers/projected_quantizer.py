@@ -42,10 +42,10 @@ class ProjectedQuantizer(CodeBook):
         start: Literal["data", "paper"] = "data",
     ):
         values = torch.zeros(table) if isinstance(table, tuple) else table
-        if values.ndim != 2 or not values.is_floating_point() or not bool(values.isfinite().all()):
-            raise InputError(
-                f"a code book is a table of finite numbers [codes, features], not {values.dtype} {list(values.shape)}"
-            )
+        finite = isinstance(table, tuple) or (values.is_floating_point() and bool(values.isfinite().all()))
+        if values.ndim != 2 or not finite:
+            what = f"{values.dtype} {list(values.shape)}"
+            raise InputError(f"a code book is a table of finite numbers [codes, features], not {what}")
         super().__init__(len(values), channels)
         self.beta, self.codebook_weight, self.start = beta, codebook_weight, start
         width = values.shape[1]

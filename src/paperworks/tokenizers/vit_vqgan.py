@@ -27,11 +27,9 @@ from paperworks.tokenizers.quantizers import (
 class ViTStack(nn.Module):
     """Fixed positions, pre-norm blocks with tanh in their MLPs, a last norm."""
 
-    positions: Tensor
-
     def __init__(self, side: int, dim: int, depth: int, heads: int, mlp_dim: int, head_dim: int, activation: Any = "tanh"):
         super().__init__()
-        self.register_buffer("positions", sincos_2d(side, side, dim), persistent=False)
+        self.positions = nn.Parameter(sincos_2d(side, side, dim)[None], requires_grad=False)
         project = not (heads == 1 and head_dim == dim)
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_dim, head_dim=head_dim, qkv_bias=False, activation=activation, project_out=project)
@@ -116,10 +114,6 @@ class ViTVQGAN(nn.Module, Pretrained):
             official.pop("image_size"), official.pop("patch_size"), official.pop("encoder"), official.pop("decoder"), **options
         )
         weights = {key: value for key, value in state_dict.items() if not key.startswith("loss.")}
-        for name, stack in (("encoder.en_pos_embedding", model.encoder), ("decoder.de_pos_embedding", model.stack)):
-            table = weights.pop(name, None)
-            if table is not None:
-                stack.positions.copy_(table[0])
         table_name = "books.0.embedding.weight" if residual else "embedding.weight"
         return load_official(model, with_hit_average(weights, model), rename=lambda key: _ours(key, table_name))
 
@@ -211,13 +205,14 @@ def _stack(given: Mapping[str, int] | None) -> dict[str, Any]:
 
 SMALL = {"dim": 512, "depth": 8, "heads": 8, "mlp_dim": 2048}
 BASE = {"dim": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}
-LARGE = {"dim": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120, "head_dim": 80}
+LARGE = {"dim": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120}
 """the paper's table 1"""
 
 
 def _ours(key: str, table: str) -> str:
     key = key.replace("encoder.to_patch_embedding.0.", "to_patches.").replace("decoder.to_pixel.1.", "decoder.to_pixel.")
     key = key.replace("quantizer.embedding.weight", f"quantize.{table}")
+    key = key.replace("encoder.en_pos_embedding", "encoder.positions").replace("decoder.de_pos_embedding", "stack.positions")
     found = re.fullmatch(r"(encoder|decoder)\.transformer\.(.*)", key)
     if not found:
         return key

@@ -1,0 +1,257 @@
+"""VQGAN-LC (2406.11837): a code book of up to 100,000 frozen features behind one trained projector, so that all codes are used.
+
+paperworks run vqgan-lc                              digits, minutes on two cores
+paperworks run vqgan-lc --kind ema                   the same with one of the baselines: fc, fc_l2, ema, fixed
+paperworks run vqgan-lc --data FOLDER                your own photos
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paperworks.analysis.features import extract, lite0
+from paperworks.generators.draws import Draws
+from paperworks.generators.gpt import GPT, sample_tokens
+from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Variant, at_least, at_most, equals
+from paperworks.papers import _vqgan_lc_claims as measure
+from paperworks.papers import card
+from paperworks.papers._generation import (
+    Perceptual,
+    adamw,
+    default_channels,
+    framed,
+    kept_tensors,
+    labels_of,
+    open_split,
+    tokenizer_training,
+)
+from paperworks.papers._token_recipe import JudgeConfig, Kit, SampleConfig, TokenConfig, add_verbs
+from paperworks.tokenizers.projected_quantizer import ProjectedQuantizer, class_wise_centres
+from paperworks.tokenizers.quantizers import VectorQuantizer
+from paperworks.tokenizers.vqgan_lc import VQGANLC, Kind
+from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    kind: Kind = "projected"
+    start: Literal["data", "paper"] = "data"
+    """"data" matches the projected codes to the first batch; "paper" leaves the projector as initialised"""
+    per_class: int = 100
+    """codes per class: centres of k-means within the class's features"""
+    vocab_size: int = 1000
+    """of the baselines, and the most the frozen table can have"""
+    embed_dim: int = 8
+    z_channels: int = 32
+    ch: int = 16
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 1
+    groups: int = 8
+    patch: int = 2
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    dim: int = 192
+    depth: int = 6
+    heads: int = 3
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class LCConfig(TokenConfig):
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+
+
+TABLE_WIDTH = 1280
+"""of EfficientNet-Lite0's features, which the laptop recipe's code book is made of"""
+
+
+def codes_of(config: LCConfig) -> int:
+    """The table has per_class codes for each class, at most vocab_size; baselines as many."""
+    return config.tokenizer.vocab_size
+
+
+def build_tokenizer(config: LCConfig) -> VQGANLC:
+    part = config.tokenizer
+    return VQGANLC(
+        config.image_size,
+        codes_of(config),
+        TABLE_WIDTH,
+        part.embed_dim,
+        kind=part.kind,
+        start=part.start,
+        z_channels=part.z_channels,
+        ch=part.ch,
+        ch_mult=part.ch_mult,
+        num_res_blocks=part.num_res_blocks,
+        groups=part.groups,
+        patch=part.patch,
+        in_channels=config.channels,
+    )
+
+
+def fill_table(config: LCConfig, tokenizer: VQGANLC, run: Run) -> None:
+    """Class-wise centres of a frozen network's features of the training images; kept in a file."""
+    if not isinstance(tokenizer.quantize, ProjectedQuantizer):
+        return
+    wanted = codes_of(config)
+
+    def make() -> dict[str, Tensor]:
+        source = open_split(config.data, "train", channels=3, strict=config.strict)
+        features, labels = extract(lite0(), framed(source, 64)), labels_of(source)
+        classes = [features[labels == number] for number in labels.unique()]
+        share = -(-wanted // len(classes))
+        centres = class_wise_centres(classes, min(share, config.tokenizer.per_class) if len(classes) > 1 else share)
+        if len(centres) < wanted:  # few images: vectors between two of them
+            generator = torch.Generator().manual_seed(config.seed)
+            one, other = torch.randint(len(features), (2, wanted - len(centres)), generator=generator)
+            centres = torch.cat((centres, (features[one] + features[other]) / 2))
+        return {"table": centres[:wanted]}
+
+    tokenizer.set_table(kept_tensors(run.stage_folder("tokenizer") / "table.safetensors", make).columns["table"])
+
+
+def tokens_of(config: LCConfig) -> int:
+    part = config.tokenizer
+    return (config.image_size // (part.patch * 2 ** (len(part.ch_mult) - 1))) ** 2
+
+
+def build_generator(config: LCConfig, classes: int) -> GPT:
+    part = config.generator
+    return GPT(
+        classes,
+        tokens_of(config),
+        codes_of(config),
+        part.dim,
+        part.depth,
+        part.heads,
+        null_class=True,
+        dropout=part.dropout,
+    )
+
+
+def sample(config: LCConfig, model: GPT, labels: Tensor, draws: Draws) -> Tensor:
+    part = config.sampling
+    options: dict[str, Any] = {"temperature": part.temperature, "top_k": part.top_k, "top_p": part.top_p}
+    return sample_tokens(model, labels, draws, guidance=part.guidance, **options)
+
+
+KIT = Kit("VQGAN-LC", VQGANLC, GPT, build_tokenizer, build_generator, sample, tokens_of, prepare=fill_table)
+
+paper = Paper(
+    card("vqgan-lc"),
+    parts=[VQGANLC, ProjectedQuantizer, class_wise_centres, VectorQuantizer, GPT],
+    variants={
+        "vqgan_lc_f16": Variant(VQGANLC, 148.56, "100,000 frozen codes of 768 numbers (76.8 M) included"),
+        "vqgan_lc_f8": Variant(partial(VQGANLC, ch_mult=(1, 2, 2, 4), attention=False), 141.53, "the same with maps of 32 x 32"),
+        "gpt_lc": Variant(
+            partial(GPT, 1000, 256, 100_000, 1024, 24, 16, joint_vocabulary=True), 509.42, "second stage, 256 tokens"
+        ),
+    },
+)
+add_verbs(paper, KIT, LCConfig)
+
+
+@paper.recipe("laptop")
+def laptop(data: str = "default", kind: Kind = "projected", image_size: Literal[32, 64] = 32, seed: int = 0) -> Recipe:
+    """Both stages on 32 or 64 pixel images in minutes on two cores.
+
+    Args:
+        data: a folder of images, parquet, shards, or a name; the default is 5000 handwritten digits
+        kind: "projected" or "projected_mlp" (the paper), or a baseline: "fc", "fc_l2", "ema", "fixed"
+        image_size: 64 has 64 tokens an image instead of 16 and wants more training than the default budget
+        seed: of initial weights, data order and sampling
+    """
+    perceptual: Perceptual = "pyramid"
+    config = LCConfig(
+        data=data,
+        image_size=image_size,
+        channels=default_channels(data),
+        seed=seed,
+        tokenizer=TokenizerConfig(kind=kind),
+        judge=JudgeConfig(perceptual, adversarial_weight=0.2, adversarial_start=0.7, codebook_weight=1.0),
+        tokenizer_training=tokenizer_training(900, 32, 2e-3),
+        generator_training=TrainConfig(800, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        sampling=SampleConfig(guidance=0.5, top_p=0.96),
+    )
+    return Recipe(config, KIT.stages)
+
+
+@paper.recipe("paper")
+def imagenet256(data: str = "imagenet", seed: int = 0) -> Recipe:
+    """The published setting: 256 pixels, 100,000 codes, 20 epochs of batch 256, GPT of 24 layers; needs a cluster.
+    The code book comes from EfficientNet-Lite0's features instead of CLIP's, which must be fetched; any encoder serves.
+
+    Args:
+        data: ImageNet as a folder of class folders, shards or parquet
+        seed: of initial weights, data order and sampling
+    """
+    first = OptimizerConfig("adam", lr=5e-4, betas=(0.5, 0.9), eps=1e-7, schedule=ScheduleConfig("cosine", warmup=0.25))
+    second = OptimizerConfig(lr=4.5e-4, betas=(0.9, 0.95), schedule=ScheduleConfig("cosine", warmup=5000 / 450_000))
+    config = LCConfig(
+        data=data,
+        image_size=256,
+        channels=3,
+        copies=1,
+        seed=seed,
+        tokenizer=TokenizerConfig("projected", "paper", 100, 100_000, 8, 256, 128, (1, 1, 2, 2, 4), 2, 32, 1),
+        generator=GeneratorConfig(1024, 24, 16),
+        judge=JudgeConfig(
+            "lpips", l1_weight=1.0, l2_weight=0.0, codebook_weight=0.1, adversarial_weight=0.1, discriminator_width=64
+        ),
+        tokenizer_training=TrainConfig(100_000, 256, optimizers={"main": first, "discriminator": first}),
+        generator_training=TrainConfig(450_000, 1024, optimizers={"main": second}, checkpoint_every=5000),
+        sampling=SampleConfig(0.0, 0, 1.0, images=50_000),
+    )
+    return Recipe(config, KIT.stages)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+# Each rule was written down before anything was measured.
+
+
+@paper.claim("c1", rule=equals(100_000), says="a training step and an exact search with 100,000 codes, in under 2 GB")
+def hundred_thousand(bench: Bench) -> Measured:
+    return measure.hundred_thousand()
+
+
+@paper.claim("c2", rule=at_least(85.0), says="at least 85 % of 1,024 codes in use after 400 steps, on every seed")
+def in_use(bench: Bench) -> Measured:
+    return measure.usage_of(bench, "LC", 1024)
+
+
+@paper.claim("c4", rule=at_most(5.0), says="at most 5 % of 1,024 free codes in use after 400 steps, on every seed")
+def baseline_in_use(bench: Bench) -> Measured:
+    return measure.usage_of(bench, "FC", 1024)
+
+
+@paper.claim("c3", rule=at_most(0.5), says="free codes: usage at 4,096 at most half of that at 256, on every seed")
+def baseline_falls(bench: Bench) -> Measured:
+    return measure.falling(bench, "FC")
+
+
+@paper.claim("c7", rule=at_least(1.0), says="usage falls less from 256 to 4,096 codes than with both baselines, on every seed")
+def flattest(bench: Bench) -> Measured:
+    return measure.flattest(bench)
+
+
+@paper.claim("c8", rule=at_most(0.65), says="error at most 0.65 of that of free codes at 1,024, on every seed")
+def better_reconstruction(bench: Bench) -> Measured:
+    return measure.error_ratio(bench)
+
+
+@paper.claim("c5", rule=at_least(4000), says="a code book of at least 4,000 features of a pretrained network, all different")
+def from_features(bench: Bench) -> Measured:
+    return measure.from_features()
+
+
+@paper.claim("c6", rule=equals(6152), says="6,152 trained values, no gradient in the table of 100,000 x 768")
+def projector_only(bench: Bench) -> Measured:
+    return measure.projector_only()
