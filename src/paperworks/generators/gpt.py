@@ -16,7 +16,15 @@ from paperworks.generators.draws import Draws, filter_logits, guide, pick
 from paperworks.layers.adaln_transformer import Attend, cached
 from paperworks.layers.kv_cache import KVCache
 from paperworks.layers.pretrained import Pretrained, load_official
-from paperworks.layers.transformer import ActivationKind, Block, full_attention, fuse_qkv, masked_attention, small_normal
+from paperworks.layers.transformer import (
+    ActivationKind,
+    Block,
+    causal_attention,
+    full_attention,
+    fuse_qkv,
+    masked_attention,
+    small_normal,
+)
 
 
 class ShiftedBlock(Block):
@@ -111,7 +119,8 @@ class GPT(nn.Module, Pretrained):
     def _run(self, x: Tensor, blocks: int | None = None) -> Tensor:
         length = x.shape[1]
         x = self.dropout(x + self.positions[:, :length])
-        attend = masked_attention(self._mask(length, x.device))
+        # a single class token makes the mask plainly causal, for which there is a faster kernel
+        attend = causal_attention if self.class_tokens == 1 else masked_attention(self._mask(length, x.device))
         for block in self.blocks[:blocks]:
             x = block(x, attend)
         return x

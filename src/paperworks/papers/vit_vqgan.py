@@ -50,7 +50,7 @@ class GeneratorConfig:
     dim: int = 160
     depth: int = 4
     heads: int = 5
-    dropout: float = 0.1
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
         seed=seed,
         judge=JudgeConfig(adversarial_weight=0.2, adversarial_start=0.7),
         tokenizer_training=replace(tokenizer_training(1000, 32, 1.5e-3), channels_last=False),
-        generator_training=TrainConfig(900, 64, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99),
+        generator_training=TrainConfig(700, 64, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=0.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)
@@ -171,7 +171,7 @@ def imagenet256(data: str = "imagenet", size: Literal["base", "large"] = "base",
         copies=1,
         seed=seed,
         tokenizer=TokenizerConfig(8, side, side, 32, 8192),
-        generator=GeneratorConfig(dim, depth, heads),
+        generator=GeneratorConfig(dim, depth, heads, 0.1),
         judge=JudgeConfig(
             "lpips", perceptual_weight=0.1, adversarial_weight=0.1, adversarial_start=0.0, discriminator_width=64
         ),
