@@ -39,3 +39,15 @@ def test_only_dead_codes_are_replaced_and_only_by_candidates():
     dead = torch.tensor([True, False, False, True, False])
     assert restart_codes(codes, dead, candidates, torch.Generator().manual_seed(0)) == 2
     assert codes[:, 0].tolist() == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("count", [1, 5, 256, 700])
+def test_searching_block_by_block_finds_the_same_codes(monkeypatch, count, cosine):
+    generator = torch.Generator().manual_seed(count)
+    codes, vectors = torch.randn(count, 6, generator=generator), torch.randn(70, 6, generator=generator)
+    plain = nearest_code(vectors, codes, cosine)
+    monkeypatch.setattr(vector_quantization, "MANY", 1)
+    monkeypatch.setattr(vector_quantization, "PIECE", (16, 512))
+    assert torch.equal(nearest_code(vectors, codes, cosine), plain)
+    assert nearest_code(vectors[:0], codes, cosine).shape == (0,)

@@ -50,6 +50,24 @@ def block_causal_attention(
     return torch.cat(parts, dim=2)
 
 
+def block_diagonal_mask(sizes: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """Boolean [L, L], True where row and column are of one block."""
+    block = torch.tensor(block_numbers(sizes), device=device)
+    return block[:, None] == block[None, :]
+
+
+def block_diagonal_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[int], scale: float) -> Tensor:
+    """Every block sees itself alone (HMAR 2506.04421): independent calls, no mask and nothing of size L x L.
+
+    [rows, heads, L, dim] with sum(sizes) == L.
+    """
+    slices = [slice(begin, end) for begin, end in block_ends(sizes)]
+    parts = [
+        F.scaled_dot_product_attention(query[:, :, part], key[:, :, part], value[:, :, part], scale=scale) for part in slices
+    ]
+    return torch.cat(parts, dim=2)
+
+
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     scores = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).float() * scale
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype)

@@ -179,6 +179,10 @@ class MultiScaleVQ(nn.Module):
             return features.new_empty(len(indices[0]), 0, self.channels)
         return torch.cat(inputs, dim=1)
 
+    def own_inputs(self, scale: int, indices: Tensor) -> Tensor:
+        """What the tokens int64 [B, n] of one scale add to the features, averaged down to that scale's own size: [B, n, C]."""
+        return self._shrink(self._contribution(_map(self.lookup(indices)), scale), scale).flatten(2).transpose(1, 2)
+
     def features_of(self, indices: Sequence[Tensor]) -> list[Tensor]:
         """Accumulated features [B, C, H, W] after each scale."""
         self.check_indices(indices)
