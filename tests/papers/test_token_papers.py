@@ -25,7 +25,15 @@ SHRINK = {
         "generator": {"dim": 16, "depth": 1, "heads": 2},
     },
 }
-COUNTED = {"vit-vqgan": {"sizes": "holds", "c10": "does not hold"}, "vqgan-lc": {"c6": "holds"}}
+SHRINK["hmar"] = {
+    "tokenizer": {"vocab_size": 16, "ch": 8, "z_channels": 4, "groups": 4},
+    "generator": {"depth": 2, "embed_dim": 16, "num_heads": 1, "refine_layers": 1},
+}
+COUNTED = {
+    "vit-vqgan": {"sizes": "holds", "c10": "does not hold"},
+    "vqgan-lc": {"c6": "holds"},
+    "hmar": {"c2": "holds", "c7": "holds"},
+}
 
 
 def paper_of(slug: str):
@@ -36,6 +44,8 @@ def tiny(slug: str, data: str = "default"):
     config = paper_of(slug).recipes["laptop"](data=data).config
     parts = {name: replace(getattr(config, name), **changes) for name, changes in SHRINK[slug].items()}
     training = TrainConfig(4, 8, optimizers=config.tokenizer_training.optimizers, checkpoint_every=2)
+    if slug == "hmar":
+        parts["refining"] = replace(config.refining, steps=4, batch_size=8, checkpoint_every=2)
     return replace(
         config,
         **parts,

@@ -12,7 +12,9 @@ from torch import Tensor
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws, filter_logits, guide, pick
 from paperworks.generators.masked_scale import MaskedScaleTransformer, ScaleSteps
+from paperworks.generators.next_scale_sampling import image_keep_mask, keep_masks
 from paperworks.tokenizers.multi_scale_quantizer import MultiScaleVQ
+from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
 
 Schedule = Sequence[Sequence[int]]
 """per scale: how many tokens become final in each step; one entry means no refinement"""
@@ -142,3 +144,43 @@ def least_confident(confidence: Tensor, among: Tensor, count: int) -> Tensor:
     ranked = confidence.masked_fill(~among, torch.inf)
     chosen = torch.zeros_like(among).scatter(1, ranked.argsort(dim=1, stable=True)[:, :count], True)
     return chosen & among & confidence.isfinite()
+
+
+def inpaint(
+    model: MaskedScaleTransformer,
+    tokenizer: MultiScaleVQVAE,
+    images: Tensor,
+    hole: Tensor,
+    labels: Tensor,
+    draws: Draws,
+    *,
+    paste: bool = True,
+    guidance: float = 1.5,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    schedule: Schedule | None = None,
+) -> Tensor:
+    """Make the pixels of `hole` anew: images [B, C, H, W] in [0, 1], hole [H, W] or [B, H, W], 1 inside -> images.
+
+    Kept tokens are replaced in every scale and seen in every refinement step, as in VAR's editing; `paste` puts the known
+    pixels back exactly.
+    """
+    if hole.shape[-2:] != images.shape[-2:]:
+        raise InputError(f"the mask has {tuple(hole.shape[-2:])} pixels, the image {tuple(images.shape[-2:])}: make them equal")
+    hole = (hole if hole.dim() == 3 else hole[None]).expand(len(images), -1, -1)
+    keep = [mask.flatten(1) > 0 for mask in keep_masks(image_keep_mask(hole, model.patch_nums[-1]), model.patch_nums)]
+    made = sample(
+        model,
+        tokenizer.quantize,
+        labels,
+        draws,
+        guidance=guidance,
+        top_k=top_k,
+        top_p=top_p,
+        schedule=schedule,
+        given=tokenizer.encode(images),
+        keep=keep,
+    )
+    with torch.no_grad():
+        filled = tokenizer.decode_features(made.features)
+    return torch.where(hole[:, None] > 0, filled, images) if paste else filled

@@ -13,7 +13,7 @@ from torch import Tensor
 from paperworks.analysis.digits import digit_classifier
 from paperworks.analysis.features import extract, lite0
 from paperworks.analysis.metrics import frechet_distance, precision_recall, psnr, ssim
-from paperworks.data import ImageSource
+from paperworks.data import ImageSource, open_images
 from paperworks.errors import InputError, nearest
 from paperworks.layers.vector_quantization import CodeUsage
 from paperworks.papers._generation import DIGITS, framed
@@ -101,6 +101,23 @@ def chosen_labels(names: Sequence[str], classes: Sequence[str]) -> Tensor:
         if name not in names:
             raise InputError(f"no class {name!r} in this run{nearest(name, names)}")
     return torch.tensor([list(names).index(name) for name in classes or names])
+
+
+def edited_picture(
+    image: Path, mask: Path | None, size: int, channels: int, count: int, fill: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The user's picture, the same with its hole in grey, and `count` ways to fill it: [count + 2, C, size, size].
+
+    mask: a picture that is white where pixels are to be made anew; the centre when there is none. fill(images, hole) -> images.
+    """
+    given = framed(open_images(image, channels=channels, strict=True), size)
+    if mask is None:
+        hole = torch.zeros(size, size)
+        hole[size // 4 : -size // 4, size // 4 : -size // 4] = 1
+    else:
+        hole = (framed(open_images(mask, channels=1, strict=True), size)[0, 0] > 0.5).float()
+    filled = fill(given.expand(count, -1, -1, -1), hole)
+    return torch.cat((given, torch.where(hole > 0, torch.full_like(given, 0.5), given), filled))
 
 
 # --- parts of the page ------------------------------------------------------------------------------------------------

@@ -117,8 +117,8 @@ class Kit:
     build_tokenizer: Callable[[Any], nn.Module]
     build_generator: Callable[[Any, int], nn.Module]
     """(config, classes)"""
-    sample: Callable[[Any, Any, Tensor, Draws], Tensor]
-    """(config, generator, labels, draws) -> tokens int64 [B, L]"""
+    sample: Callable[[Any, Any, Any, Tensor, Draws], Tensor]
+    """(config, generator, tokenizer, labels, draws) -> tokens int64 [B, L]"""
     passes: Callable[[Any], int]
     """sequential passes of the generator for an image"""
     objective: Callable[[Any, Any], TokenPrediction] = lambda config, model: TokenPrediction(model, config.label_dropout)
@@ -127,6 +127,8 @@ class Kit:
     )
     prepare: Callable[[Any, Any, Run], None] = lambda config, tokenizer, run: None
     """before the tokenizer is trained, for instance to fill a frozen code book"""
+    generator_stage: str = "generator"
+    """the stage that leaves the finished generator"""
     more: Callable[[Report, Any, Run, Any, Any], None] = lambda page, config, run, tokenizer, model: None
     """further sections of the page"""
 
@@ -142,7 +144,7 @@ class Kit:
         return load_part(self.tokenizer_kind, run.folder / "tokenizer")
 
     def generator_of(self, run: Run) -> Any:
-        return load_part(self.generator_kind, run.folder / "generator")
+        return load_part(self.generator_kind, run.folder / self.generator_stage)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ def make_images(kit: Kit, config: Any, model: Any, tokenizer: Any, labels: Tenso
     """Samples [N, C, H, W] in [0, 1]; image i depends on (seed, first + i) and its label alone."""
 
     def make(wanted: Tensor, start: int) -> Tensor:
-        tokens = kit.sample(config, model, wanted, Draws.seeded(seed, len(wanted), first + start))
+        tokens = kit.sample(config, model, tokenizer, wanted, Draws.seeded(seed, len(wanted), first + start))
         with torch.inference_mode():
             return tokenizer.decode(as_maps(tokenizer, tokens))
 
@@ -267,7 +269,7 @@ def write_report(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
     tokenizer, model = kit.tokenizer_of(run), kit.generator_of(run)
     names = run.result("tokenizer")["classes"]
     seconds = sum(run.seconds.values())
-    millions = run.result("generator")["parameters"] / 1e6
+    millions = run.result(kit.generator_stage)["parameters"] / 1e6
     page = Report(
         f"{kit.title} on handwritten digits" if config.data in DIGITS else f"{kit.title} on your images",
         f"{run.result('tokenizer')['images']} training images, a {millions:.1f} M generator, {seconds / 60:.1f} minutes",

@@ -228,7 +228,7 @@ def one_model(bench: Bench, kit: Kit, config: Any) -> Measured:
     labels = torch.arange(10)
     for wanted in (labels, torch.full((10,), model.num_classes)):
         quiet = replace(config, sampling=replace(config.sampling, guidance=0.0))
-        images = tokenizer.decode(as_maps(tokenizer, kit.sample(quiet, model, wanted, Draws.seeded(seed, 10))))
+        images = tokenizer.decode(as_maps(tokenizer, kit.sample(quiet, model, tokenizer, wanted, Draws.seeded(seed, 10))))
         works += bool(images.isfinite().all()) and float(images.std()) > 0.05
     parts = _features(run, kit, config, config.generator.depth // 2)
     accuracy = _probe_accuracy(*parts["train"], *parts["test"])

@@ -17,8 +17,8 @@ from paperworks.generators.next_scale import SCALES_256, SCALES_512, NextScaleTr
 from paperworks.generators.next_scale_sampling import inpaint, rejection_sample
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Stage, Variant, at_least, at_most, equals
 from paperworks.papers import card
-from paperworks.papers._generation import default_channels, framed, open_test, tokenizer_training
-from paperworks.papers._generation_report import Judge, chosen_labels
+from paperworks.papers._generation import default_channels, open_test, tokenizer_training
+from paperworks.papers._generation_report import Judge, chosen_labels, edited_picture
 from paperworks.papers._var_claims import (
     attention_exponents,
     count_passes,
@@ -223,27 +223,15 @@ def _edited(
     """The picture, the picture with its hole, and `count` ways to fill it."""
     if labels is not None and len(labels) != 1:
         raise InputError("name one class to edit towards")
-    side = config.image_size
-    given = framed(open_images(image, channels=config.channels, strict=True), side)
-    if mask is None:
-        hole = torch.zeros(side, side)
-        hole[side // 4 : -side // 4, side // 4 : -side // 4] = 1
-    else:
-        hole = (framed(open_images(mask, channels=1, strict=True), side)[0, 0] > 0.5).float()
     label = int(labels[0]) if labels is not None else model.num_classes
     part = config.sampling
-    filled = inpaint(
-        model,
-        tokenizer,
-        given.expand(count, -1, -1, -1),
-        hole,
-        torch.full((count,), label),
-        Draws.seeded(seed, count),
-        guidance=part.guidance,
-        top_k=part.top_k,
-        top_p=part.top_p,
-    )
-    return torch.cat((given, torch.where(hole > 0, torch.full_like(given, 0.5), given), filled))
+
+    def fill(images: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+        draws, wanted = Draws.seeded(seed, count), torch.full((count,), label)
+        settings: dict[str, Any] = {"guidance": part.guidance, "top_k": part.top_k, "top_p": part.top_p}
+        return inpaint(model, tokenizer, images, hole, wanted, draws, **settings)
+
+    return edited_picture(image, mask, config.image_size, config.channels, count, fill)
 
 
 # --- claims -------------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def build_generator(config: VIMConfig, classes: int) -> GPT:
     )
 
 
-def sample(config: VIMConfig, model: GPT, labels: Tensor, draws: Draws) -> Tensor:
+def sample(config: VIMConfig, model: GPT, tokenizer: ViTVQGAN, labels: Tensor, draws: Draws) -> Tensor:
     part = config.sampling
     return sample_tokens(
         model,

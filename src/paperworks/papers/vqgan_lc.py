@@ -139,7 +139,7 @@ def build_generator(config: LCConfig, classes: int) -> GPT:
     )
 
 
-def sample(config: LCConfig, model: GPT, labels: Tensor, draws: Draws) -> Tensor:
+def sample(config: LCConfig, model: GPT, tokenizer: VQGANLC, labels: Tensor, draws: Draws) -> Tensor:
     part = config.sampling
     options: dict[str, Any] = {"temperature": part.temperature, "top_k": part.top_k, "top_p": part.top_p}
     return sample_tokens(model, labels, draws, guidance=part.guidance, **options)
