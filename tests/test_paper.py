@@ -276,3 +276,7 @@ def test_a_recipe_is_built_from_its_arguments_and_then_overridden() -> None:
     assert paper.build_recipe("laptop", {"dim": 3}, ["dim=4", "data=photos"]).config == Config("photos", 4)
     with pytest.raises(InputError, match="no recipe 'lapto'; did you mean 'laptop'"):
         paper.build_recipe("lapto", {})
+
+
+def test_a_value_may_have_a_unit_of_its_own():
+    assert Measured(0.7, "any").unit is None and Measured(0.7, "any", unit="x error").unit == "x error"

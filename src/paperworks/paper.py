@@ -246,7 +246,7 @@ class Measured:
     """What a claim function found. It reports numbers; whether the claim holds is computed from them by the claim's rule."""
 
     value: float
-    """the number to print beside the paper's, in the claim's unit"""
+    """the number to print beside the paper's, in the claim's unit or in `unit`"""
     scale: str
     """data, model size and budget at which it was measured ("any" when it does not depend on them)"""
     detail: str = ""
@@ -256,6 +256,8 @@ class Measured:
     seeds: Sequence[int] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     """everything else worth keeping, JSON-ready"""
+    unit: str | None = None
+    """of the value, where it is not the claim's: a ratio of distances where the paper prints a distance"""
 
     @property
     def spread(self) -> tuple[float, float] | None:

@@ -180,7 +180,10 @@ def _claims(card: Card, paper: Paper | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"id": text.id, "kind": text.kind, "statement": text.statement}
         row |= {"paper": output.with_unit(text.paper_value, text.unit), "here": None, "verdict": results.UNMEASURED}
         if record:
-            row |= {"here": output.seeds(record["value"], record["per_seed"], text.unit), "verdict": record["verdict"]}
+            row |= {
+                "here": output.seeds(record["value"], record["per_seed"], record.get("measured_in", text.unit)),
+                "verdict": record["verdict"],
+            }
         rows.append(row)
     return rows
 

@@ -80,7 +80,7 @@ def _measure(slug: str, claim: Claim, bench: Bench) -> dict[str, Any]:
         results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=time.monotonic() - started)
         records.refresh_results_md()
     row |= {
-        "here": output.seeds(found.value, found.per_seed, text.unit),
+        "here": output.seeds(found.value, found.per_seed, text.unit if found.unit is None else found.unit),
         "verdict": verdict(claim, found),
         "rule": claim.rule_text,
     }

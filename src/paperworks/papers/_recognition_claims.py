@@ -145,7 +145,7 @@ def lead(
     times = {name: round(median([run["milliseconds"] for run in runs]), 1) for name, runs in found.items()}
     words = ", ".join(f"{name} {means[name]:.2f} %" for name in found)
     numbers = {"accuracy": means, "milliseconds a step": times, "runs": {name: list(runs) for name, runs in found.items()}}
-    return Measured(mean(points), scale, f"{words}{note}", points, list(bench.seeds), numbers)
+    return Measured(mean(points), scale, f"{words}{note}", points, list(bench.seeds), numbers, "points")
 
 
 # --- timed ------------------------------------------------------------------------------------------------------------

@@ -67,20 +67,20 @@ def _usages(bench: Bench, *kinds: str) -> str:
 
 def falling(bench: Bench, kind: str) -> Measured:
     falls = [_fall(bench, kind, seed) for seed in bench.seeds]
-    return Measured(mean(falls), _scale(bench), _usages(bench, kind), falls, list(bench.seeds))
+    return Measured(mean(falls), _scale(bench), _usages(bench, kind), falls, list(bench.seeds), unit="x usage")
 
 
 def flattest(bench: Bench) -> Measured:
     """How much less the projected code book's usage falls than the better baseline's."""
     leads = [_fall(bench, "LC", seed) / max(_fall(bench, "FC", seed), _fall(bench, "EMA", seed)) for seed in bench.seeds]
-    return Measured(mean(leads), _scale(bench), _usages(bench, "LC", "FC", "EMA"), leads, list(bench.seeds))
+    return Measured(mean(leads), _scale(bench), _usages(bench, "LC", "FC", "EMA"), leads, list(bench.seeds), unit="x")
 
 
 def error_ratio(bench: Bench) -> Measured:
     pairs = [(_measured(bench, "LC", 1024, seed)["error"], _measured(bench, "FC", 1024, seed)["error"]) for seed in bench.seeds]
     ratios = [ours / theirs for ours, theirs in pairs]
     detail = f"squared error {mean(a for a, _ in pairs):.4f} against {mean(b for _, b in pairs):.4f} with 1,024 codes"
-    return Measured(mean(ratios), _scale(bench), detail, ratios, list(bench.seeds))
+    return Measured(mean(ratios), _scale(bench), detail, ratios, list(bench.seeds), unit="x error")
 
 
 # --- counted ----------------------------------------------------------------------------------------------------------

@@ -291,7 +291,7 @@ def _compared(bench: Bench, key: str, ratio: Callable[[list[float], list[float]]
     theirs = ", ".join(f"{one[key]['token'][-1]:.3g}" for one in found)
     numbers = {f"seed{seed}": one for seed, one in zip(bench.seeds, found)}
     detail = f"{words}: next-scale {ours}; raster order {theirs}"
-    return Measured(statistics.median(ratios), TOY, detail, ratios, bench.seeds, numbers)
+    return Measured(statistics.median(ratios), TOY, detail, ratios, bench.seeds, numbers, "x")
 
 
 @paper.claim("c1", rule=at_least(1.0), says="raster order's Frechet distance over next-scale's is at least 1 on every seed")

@@ -42,6 +42,7 @@ def store_claim(slug: str, claim: Claim, measured: Measured, verdict: Verdict, *
         "statement": text.statement,
         "paper_value": text.paper_value,
         "unit": text.unit,
+        "measured_in": text.unit if measured.unit is None else measured.unit,
         "kind": text.kind,
         "value": measured.value,
         "per_seed": list(measured.per_seed),
@@ -168,7 +169,7 @@ def _row(id: str, statement: str, kind: str, paper_value: str, unit: str, record
 
 
 def _here(record: Mapping[str, Any]) -> str:
-    value = with_unit(shown(record["value"]), record["unit"])
+    value = with_unit(shown(record["value"]), record.get("measured_in", record["unit"]))
     count = len(record["per_seed"])
     if not count:
         return value
