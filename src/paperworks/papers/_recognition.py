@@ -108,6 +108,26 @@ def imagenet_steps(epochs: float, batch: int) -> int:
     return round(epochs * 1_281_167 / batch)
 
 
+def classic_imagenet(
+    variant: str, data: str, seed: int, micro_batch: int, *, epochs: int, milestones: tuple[float, ...]
+) -> ClassifierConfig:
+    """ImageNet training as before 2019: SGD 0.1 with momentum and steps, batch 256, crops and flips, nothing else."""
+    schedule = ScheduleConfig("step", milestones=milestones, gamma=0.1)
+    optimizer = OptimizerConfig("sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule=schedule)
+    training = TrainConfig(
+        imagenet_steps(epochs, 256),
+        256,
+        micro_batch,
+        optimizers={"main": optimizer},
+        seed=seed,
+        workers=8,
+        eval_every=imagenet_steps(5, 256),
+        checkpoint_every=imagenet_steps(1, 256),
+    )
+    augment = AugmentConfig("imagenet", magnitude=0.0, erase=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)
+    return ClassifierConfig(data, False, 224, 0.875, NetworkConfig(variant), augment, training, watch=50_000, seed=seed)
+
+
 def check_variant(variant: str, entries: Mapping[str, Entry]) -> None:
     if variant not in entries:
         raise InputError(f"no variant {variant!r}{nearest(variant, entries)}")

@@ -21,10 +21,9 @@ from paperworks.backbones.registry import create
 from paperworks.backbones.resnet import ResNet, ibn_from_plain
 from paperworks.layers.instance_batch_norm import InstanceBatchNorm, InstanceNorm
 from paperworks.paper import Bench, Measured, Recipe, at_least, at_most, equals
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
-from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
+from paperworks.papers._classification import NetworkConfig
+from paperworks.papers._recognition import check_variant, classic_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, Shift, all_trained, giga_macs, lead, millions
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 ENTRIES = {name: entry for name, entry in {**resnet.ENTRIES, **densenet.ENTRIES}.items() if "_ibn_" in name}
 MILLIONS = {
@@ -87,21 +86,7 @@ def published(variant: str = "resnet50_ibn_a", data: str = "imagenet", seed: int
         micro_batch: images per process and backward pass
     """
     check_variant(variant, ENTRIES)
-    schedule = ScheduleConfig("step", milestones=(0.3, 0.6, 0.9), gamma=0.1)
-    optimizer = OptimizerConfig("sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule=schedule)
-    training = TrainConfig(
-        imagenet_steps(100, 256),
-        256,
-        micro_batch,
-        optimizers={"main": optimizer},
-        seed=seed,
-        workers=8,
-        eval_every=imagenet_steps(5, 256),
-        checkpoint_every=imagenet_steps(1, 256),
-    )
-    augment = AugmentConfig("imagenet", magnitude=0.0, erase=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)
-    network = NetworkConfig(variant)
-    config = ClassifierConfig(data, False, 224, 0.875, network, augment, training, watch=50_000, seed=seed)
+    config = classic_imagenet(variant, data, seed, micro_batch, epochs=100, milestones=(0.3, 0.6, 0.9))
     return Recipe(config, stages("IBN-Net"))
 
 

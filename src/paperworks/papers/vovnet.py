@@ -22,10 +22,9 @@ from paperworks.backbones.densenet import SIZES, DenseNet
 from paperworks.backbones.registry import create
 from paperworks.backbones.vovnet import ENTRIES, OneShotAggregation, VoVNet
 from paperworks.paper import Bench, Measured, Recipe, at_least, equals
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
-from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
+from paperworks.papers._classification import NetworkConfig
+from paperworks.papers._recognition import check_variant, classic_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import compared, inference, timing_table, timing_words
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 MILLIONS = {
     "vovnet27_slim": 3.526,
@@ -76,20 +75,7 @@ def published(variant: str = "vovnet39", data: str = "imagenet", seed: int = 0, 
         micro_batch: images per process and backward pass
     """
     check_variant(variant, ENTRIES)
-    schedule = ScheduleConfig("step", milestones=(1 / 3, 2 / 3), gamma=0.1)
-    optimizer = OptimizerConfig("sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule=schedule)
-    training = TrainConfig(
-        imagenet_steps(90, 256),
-        256,
-        micro_batch,
-        optimizers={"main": optimizer},
-        seed=seed,
-        workers=8,
-        eval_every=imagenet_steps(5, 256),
-        checkpoint_every=imagenet_steps(1, 256),
-    )
-    augment = AugmentConfig("imagenet", magnitude=0.0, erase=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)
-    config = ClassifierConfig(data, False, 224, 0.875, NetworkConfig(variant), augment, training, watch=50_000, seed=seed)
+    config = classic_imagenet(variant, data, seed, micro_batch, epochs=90, milestones=(1 / 3, 2 / 3))
     return Recipe(config, stages("VoVNet"))
 
 
