@@ -29,10 +29,15 @@ SHRINK["hmar"] = {
     "tokenizer": {"vocab_size": 16, "ch": 8, "z_channels": 4, "groups": 4},
     "generator": {"depth": 2, "embed_dim": 16, "num_heads": 1, "refine_layers": 1},
 }
+SHRINK["resgen"] = {
+    "tokenizer": {"depth": 3, "vocab_size": 16, "embed_dim": 4, "ch": 8, "z_channels": 8, "groups": 4},
+    "generator": {"dim": 16, "layers": 1, "heads": 1, "mixtures": 4},
+}
 COUNTED = {
     "vit-vqgan": {"sizes": "holds", "c10": "does not hold"},
     "vqgan-lc": {"c6": "holds"},
     "hmar": {"c2": "holds", "c7": "holds"},
+    "resgen": {"c2": "holds"},
 }
 
 

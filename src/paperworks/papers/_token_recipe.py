@@ -121,7 +121,10 @@ class Kit:
     """(config, generator, tokenizer, labels, draws) -> tokens int64 [B, L]"""
     passes: Callable[[Any], int]
     """sequential passes of the generator for an image"""
-    objective: Callable[[Any, Any], TokenPrediction] = lambda config, model: TokenPrediction(model, config.label_dropout)
+    objective: Callable[[Any, Any, Any, TensorSet], TokenPrediction] = lambda config, model, tokenizer, data: TokenPrediction(
+        model, config.label_dropout
+    )
+    """(config, generator, tokenizer, all training tokens)"""
     discriminator: Callable[[Any], nn.Module] = lambda config: PatchDiscriminator(
         config.channels, config.judge.discriminator_width, config.judge.discriminator_layers
     )
@@ -208,7 +211,9 @@ def train_generator(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
     torch.manual_seed(config.seed + 1)
     model = kit.build_generator(config, len(run.result("tokenizer")["classes"]))
     folder, steps = run.stage_folder("generator"), config.generator_training
-    fitted = fit(kit.objective(config, model), data.at_least(steps.batch_size), steps, folder, label="generator")
+    fitted = fit(
+        kit.objective(config, model, tokenizer, data), data.at_least(steps.batch_size), steps, folder, label="generator"
+    )
     best = fitted.averaged
     assert isinstance(best, TokenPrediction)
     save_part(best.model, folder)

@@ -1,0 +1,138 @@
+"""Sampling from ResGen (2412.10208, section 3): a fixed number of passes, whatever depth and length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paperworks.errors import InputError
+from paperworks.generators.draws import Draws, filter_logits, guide, pick
+from paperworks.generators.residual_masked import Mixture, ResidualMaskedTransformer, cosine_total
+from paperworks.tokenizers.quantizers import ResidualQuantizer
+
+
+@dataclass(frozen=True)
+class ResidualSampled:
+    indices: list[Tensor]
+    """int64 [B, L] per level, coarse to fine"""
+    passes: int
+
+
+@torch.no_grad()
+def refill(quantizer: ResidualQuantizer, indices: Tensor, visible: Tensor, masked_sum: Tensor) -> Tensor:
+    """Tokens [B, L, D] with the hidden levels replaced by the greedy quantisation of masked_sum [B, L, C], each with its own
+    level's code book; visible levels (the first `visible` [B, L]) stay."""
+    residual, filled = masked_sum.float().clone(), indices.clone()
+    for level in range(quantizer.levels):
+        book, hidden = quantizer.book(level), visible <= level
+        found = book.encode(residual)
+        filled[..., level] = torch.where(hidden, found, indices[..., level])
+        residual = residual - torch.where(hidden[..., None], book.lookup(found), torch.zeros_like(residual))
+    return filled
+
+
+def vectors_of(quantizer: ResidualQuantizer, indices: Tensor) -> Tensor:
+    """Code vectors [B, L, D, C] of tokens [B, L, D]."""
+    return torch.stack([quantizer.book(level).lookup(indices[..., level]) for level in range(quantizer.levels)], 2)
+
+
+@torch.no_grad()
+def sample(
+    model: ResidualMaskedTransformer,
+    quantizer: ResidualQuantizer,
+    labels: Tensor,
+    draws: Draws,
+    *,
+    steps: int = 16,
+    guidance: float = 0.0,
+    top_p: float = 0.95,
+    temperature: float = 1.0,
+    noise: float = 0.0,
+) -> ResidualSampled:
+    """Tokens of labels [B] in `steps` passes (guided ones run two rows an image).
+
+    top_p: of the mixture's components. temperature: of the Gumbel noise on the confidence that decides which tokens become
+    final, falling to 0. noise: share of a component's deviation that is added to its mean; 0 takes the mean.
+    """
+    if steps < 1:
+        raise InputError(f"steps={steps} must be at least 1")
+    if quantizer.levels != model.depth or quantizer.channels != model.code_channels:
+        raise InputError(
+            f"the network was built for {model.depth} levels of {model.code_channels} channels, the tokenizer has "
+            f"{quantizer.levels} of {quantizer.channels}"
+        )
+    with torch.autocast(labels.device.type, enabled=False):
+        return _sample(model, quantizer, labels, draws, steps, guidance, top_p, temperature, noise)
+
+
+def _sample(
+    model: ResidualMaskedTransformer,
+    quantizer: ResidualQuantizer,
+    labels: Tensor,
+    draws: Draws,
+    steps: int,
+    guidance: float,
+    top_p: float,
+    temperature: float,
+    noise: float,
+) -> ResidualSampled:
+    rows, length, depth = len(labels), model.positions, model.depth
+    both = torch.cat((labels, torch.full_like(labels, model.num_classes))) if guidance else labels
+    indices = torch.zeros(rows, length, depth, dtype=torch.int64)
+    visible = torch.zeros(rows, length, dtype=torch.int64)
+    levels = torch.arange(depth)
+    for step in range(steps):
+        seen = (levels < visible[..., None])[..., None]
+        sums = (vectors_of(quantizer, indices) * seen).sum(2)
+        mixture = model(both, sums.repeat(2, 1, 1) if guidance else sums, visible.repeat(2, 1) if guidance else visible)
+        if guidance:
+            logits = guide(mixture.logits[:rows], mixture.logits[rows:], guidance)
+            mixture = Mixture(logits, mixture.mean[:rows], mixture.log_std[:rows])
+        scale = model.scales[depth - visible][..., None]
+        drawn = _draw(mixture, draws, step, top_p, noise)
+        filled = refill(quantizer, indices, visible, drawn * scale)
+        open_now = cosine_total((step + 1) / steps, length * depth)
+        score = _confidence(mixture, quantizer, filled, visible, scale)
+        gumbel = -draws.exponential(f"gumbel_{step}", (rows, length, depth)).log()
+        score = score + temperature * (1 - (step + 1) / steps) * gumbel
+        visible = _unmask(score, visible, open_now)
+        indices = torch.where(levels < visible[..., None], filled, indices)
+    return ResidualSampled([indices[..., level] for level in range(depth)], steps)
+
+
+def _draw(mixture: Mixture, draws: Draws, step: int, top_p: float, noise: float) -> Tensor:
+    """A vector [B, L, C] per position: a component by top-p, then its mean (plus noise)."""
+    rows, length = mixture.logits.shape[:2]
+    chosen = pick(filter_logits(mixture.logits, 0, top_p), draws.uniform(f"component_{step}", (rows, length)))
+    where = chosen[..., None, None].expand(-1, -1, 1, mixture.mean.shape[-1])
+    vectors = mixture.mean.gather(2, where)[:, :, 0]
+    if noise:
+        std = mixture.log_std.gather(2, chosen[..., None]).exp()
+        vectors = vectors + noise * std * draws.normal(f"noise_{step}", tuple(vectors.shape))
+    return vectors
+
+
+def _confidence(mixture: Mixture, quantizer: ResidualQuantizer, filled: Tensor, visible: Tensor, scale: Tensor) -> Tensor:
+    """[B, L, D]: log-density of the partial sum of the filled-in vectors up to each level, per channel. Smallest so far along
+    the levels, so that a finer level is never surer than a coarser one of its position."""
+    levels = torch.arange(filled.shape[-1])
+    hidden = (levels >= visible[..., None])[..., None]
+    partial = (vectors_of(quantizer, filled) * hidden).cumsum(2) / scale[..., None, :]
+    many = Mixture(mixture.logits[:, :, None], mixture.mean[:, :, None], mixture.log_std[:, :, None])
+    density = -many.negative_log_likelihood(partial) / partial.shape[-1]
+    return density.masked_fill(~hidden[..., 0], torch.inf).cummin(2).values
+
+
+def _unmask(score: Tensor, visible: Tensor, still_masked: int) -> Tensor:
+    """New counts of visible levels: the surest hidden tokens are shown until `still_masked` of each row remain hidden, always
+    from a position's coarse end."""
+    rows, length, depth = score.shape
+    levels = torch.arange(depth)
+    hidden = levels >= visible[..., None]
+    ordered = score.masked_fill(~hidden, torch.inf).cummin(2).values - levels * 1e-6  # coarse before fine among equals
+    order = ordered.flatten(1).argsort(dim=1, descending=True, stable=True)
+    shown = torch.zeros(rows, length * depth, dtype=torch.bool)
+    shown.scatter_(1, order[:, : length * depth - still_masked], True)
+    return shown.view(rows, length, depth).long().cumprod(2).sum(2)

@@ -1,0 +1,134 @@
+"""What ResGen's claims are measured on: counts, residual tokenizers of several depths, and mixture heads of two sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from paperworks.generators.draws import Draws
+from paperworks.generators.residual_masked import ResidualMaskedTransformer, cosine_total, draw_masked_counts, keep_mask
+from paperworks.generators.residual_masked_sampling import sample, vectors_of
+from paperworks.objectives.residual_masking import ResidualMasking, levels_last
+from paperworks.paper import Bench, Measured, Recipe, Run, write_json
+from paperworks.papers._code_bench import usage_and_error
+from paperworks.papers._generation import framed, labels_of, open_split
+from paperworks.papers._token_recipe import Kit, tokenize, training_tokens
+from paperworks.tokenizers.quantizers import ResidualQuantizer
+from paperworks.training import fit
+
+MIXTURE: dict[str, Any] = {
+    "statement": "A mixture models the masked sum better than one Gaussian",
+    "unit": "nats a position",
+    "kind": "direction",
+}
+
+
+def calls(steps: int = 16) -> Measured:
+    """Passes counted by a hook, for three depths."""
+    passes = {}
+    for depth in (1, 4, 16):
+        model = ResidualMaskedTransformer(2, 64, depth, 4, 16, 1, 1, 2).eval()
+        count = [0]
+        hook = model.head.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        sample(model, ResidualQuantizer(depth, 4, 4).eval(), torch.tensor([0]), Draws.seeded(0, 1), steps=steps)
+        hook.remove()
+        passes[depth] = count[0]
+    same = len(set(passes.values())) == 1
+    ratio = 64 * 16 / passes[16] if same else 0.0
+    detail = ", ".join(f"depth {depth}: {number} passes" for depth, number in passes.items())
+    return Measured(
+        ratio, "any", f"{detail}; one token after the other takes {64 * 16}", numbers={"passes": passes}, unit="x fewer passes"
+    )
+
+
+class _Levels(nn.Module):
+    """A residual quantiser in the shape that the bench for code books expects."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        self.inner = ResidualQuantizer(depth, 64, 8)
+        self.vocab_size = 64
+
+    def table(self, level: int) -> None:
+        return None  # its codes start from data
+
+    def seed_codes(self, features: torch.Tensor, generator: torch.Generator) -> None:
+        self.inner.seed_codes(features, generator)
+
+    def forward(self, features: torch.Tensor) -> Any:
+        return self.inner(features)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.inner.encode(features), 1)
+
+    def lookup(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.inner.lookup(list(indices.split(1, 1)))
+
+
+def depth_helps(bench: Bench, config: Any) -> Measured:
+    """Largest ratio of an error to that of half the depth; the fidelity half of the claim."""
+    depths, ratios, table = (1, 2, 4, 8), [], {}
+    for seed in bench.seeds:
+        errors = [usage_and_error(bench, f"depth-{d}", seed, partial(_Levels, d), 8, steps=400)["error"] for d in depths]
+        ratios.append(max(after / before for before, after in pairwise(errors)))
+        table[str(seed)] = dict(zip(map(str, depths), errors))
+    words = ", ".join(f"depth {d}: {mean(row[str(d)] for row in table.values()):.5f}" for d in depths)
+    scale = "8 x 8 patches of the embedded photos, the same MLP autoencoder, 64 codes a level, 400 steps"
+    return Measured(mean(ratios), scale, f"squared error {words}", ratios, list(bench.seeds), table, "x error per doubling")
+
+
+def mixture_gap(bench: Bench, kit: Kit, config: Any) -> Measured:
+    """The same network with 64 components and with one, on the same tokens; held-out likelihood of the same masks."""
+    config = replace(
+        config, copies=2, tokenizer_training=replace(config.tokenizer_training, steps=400), sampling=config.sampling
+    )
+    run = Run.open(
+        bench.folder / "model", slug="resgen", recipe="check", arguments={}, config=config, command="paperworks check resgen"
+    )
+    run.execute(Recipe(config, kit.stages[:1]), say=bench.say)
+    tokenizer = kit.tokenizer_of(run)
+    data = training_tokens(config, run, tokenizer)
+    test = open_split(config.data, "test", channels=config.channels)
+    held_out = tokenize(tokenizer, framed(test, config.image_size), labels_of(test)).columns
+    gaps, table = [], {}
+    for seed in bench.seeds:
+        nats = {count: _held_out(bench, config, count, seed, data, held_out, tokenizer) for count in (64, 1)}
+        gaps.append(nats[1] - nats[64])
+        table[str(seed)] = nats
+        bench.say(f"  seed {seed}: {nats[64]:.3f} nats a position with 64 components, {nats[1]:.3f} with one")
+    words = f"64 components {mean(r[64] for r in table.values()):.2f} nats, one {mean(r[1] for r in table.values()):.2f}"
+    scale = "digits as 16 positions x 4 levels of 64 codes; 4 layers x 128, 300 steps on each side"
+    return Measured(mean(gaps), scale, words, gaps, list(bench.seeds), table)
+
+
+def _held_out(bench: Bench, config: Any, mixtures: int, seed: int, data: Any, held_out: Any, tokenizer: Any) -> float:
+    folder = bench.folder / f"mixtures{mixtures}-{seed}"
+    path = folder / "nats.json"
+    if path.is_file():
+        return float(json.loads(path.read_text()))
+    torch.manual_seed(seed)
+    depth, channels = config.tokenizer.depth, config.tokenizer.embed_dim
+    model = ResidualMaskedTransformer(10, 16, depth, channels, 128, 4, 2, mixtures)
+    model.set_scales(vectors_of(tokenizer.quantize, levels_last(data.columns["tokens"][:5000], depth)))
+    budget = replace(config.generator_training, steps=300, seed=seed, ema=None)
+    fit(ResidualMasking(model, tokenizer.quantize), data, budget, folder, label=f"{mixtures} components, seed {seed}")
+    generator = torch.Generator().manual_seed(1)
+    vectors = vectors_of(tokenizer.quantize, levels_last(held_out["tokens"], depth))
+    progress = torch.rand(len(vectors), generator=generator)
+    total = cosine_total(progress, 16 * depth).clamp(min=1)
+    masked = draw_masked_counts(len(vectors), 16, depth, total, generator)
+    keep = keep_mask(masked, depth)[..., None]
+    model.eval()
+    with torch.inference_mode():
+        found = model(held_out["label"], (vectors * keep).sum(2), depth - masked)
+        target = (vectors * ~keep).sum(2) / model.scales[masked][..., None]
+        nats = float(found.negative_log_likelihood(target)[masked > 0].mean())
+    write_json(path, nats)
+    return nats
