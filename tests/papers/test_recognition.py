@@ -16,10 +16,11 @@ from paperworks.training import TrainConfig
 SHRINK = {
     "simplenet": {"scale": 0.2},
     "ibn-net": {"channels": [4, 6, 8, 10], "stem_width": 4},
+    "resnet-rs": {"channels": [4, 6, 8, 10], "stem_width": 4},
     "vovnet": {"stage_conv_chs": [4, 4, 6, 6], "stage_out_chs": [8, 8, 12, 12], "stem_chs": [4, 4, 8]},
 }
 """arguments that make the laptop's network tiny"""
-COUNTED = {"simplenet": ["c3"], "ibn-net": ["c3", "c5", "c6"], "vovnet": ["c1", "c2"]}
+COUNTED = {"simplenet": ["c3"], "ibn-net": ["c3", "c5", "c6"], "vovnet": ["c1", "c2"], "resnet-rs": ["c9"]}
 """claims that need no training and hold"""
 
 
