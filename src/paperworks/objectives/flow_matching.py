@@ -1,0 +1,57 @@
+"""Flow matching on the straight path x_t = (1 - t) x + t noise, whose velocity is noise - x (2210.02747; xAR 2502.20388)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paperworks.errors import InputError
+from paperworks.generators.next_entity import NextEntityTransformer
+from paperworks.objectives.token_prediction import TokenPrediction
+from paperworks.training.objective import Batch, Context, Losses
+
+
+def noised(clean: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """(x_t, velocity) for times that broadcast against clean."""
+    return (1 - times) * clean + times * noise, noise - clean
+
+
+class EntityFlow(TokenPrediction):
+    """Velocity of every entity at its own time. Batches hold `latents` float [B, channels, side, side] and `label` int64 [B].
+
+    context "noisy" (the paper): all entities are noised, so earlier ones are as imperfect as in sampling; "clean": teacher
+    forcing, the baseline, where one entity of each image is noised and the loss looks at it alone. Times are
+    sigmoid(N(0, 1)), independent per entity.
+    """
+
+    needs = {"latents": "float [B, C, H, W]", "label": "int64 [B]"}
+
+    def __init__(self, model: NextEntityTransformer, label_dropout: float = 0.1, context: Literal["noisy", "clean"] = "noisy"):
+        super().__init__(model, label_dropout)
+        if context not in ("noisy", "clean"):
+            raise InputError(f"context={context!r}: there are 'noisy' and 'clean'")
+        self.context = context
+
+    def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
+        labels, model = batch["label"], self.model
+        assert isinstance(model, NextEntityTransformer)
+        if self.training and self.label_dropout:
+            dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, model.num_classes)
+        clean = model.entities.split(batch["latents"])
+        count = len(model.entities.sizes)
+        times = torch.randn(len(clean), count, generator=ctx.rng("times"), device=clean.device).sigmoid()
+        chosen = torch.ones_like(times, dtype=torch.bool)
+        if self.context == "clean":
+            one = torch.randint(count, (len(clean), 1), generator=ctx.rng("entity"), device=clean.device)
+            chosen = torch.zeros_like(chosen).scatter(1, one, True)
+            times = times * chosen
+        noise = torch.randn(clean.shape, generator=ctx.rng("noise"), device=clean.device)
+        given, wanted = noised(clean, noise, times[:, model.entity_of, None])
+        made = model(labels, given, times).float()
+        where = chosen[:, model.entity_of]
+        loss = F.mse_loss(made[where], wanted[where])
+        return Losses.mean(loss, len(clean))
