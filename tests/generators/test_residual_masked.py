@@ -66,6 +66,9 @@ def test_a_single_component_is_a_gaussian_and_mixtures_are_averages_of_them():
     assert torch.allclose(one, -normal, atol=1e-5)
     both = Mixture(torch.zeros(2, 3, 2), mean.repeat(1, 1, 2, 1), log_std.repeat(1, 1, 2))
     assert torch.allclose(both.negative_log_likelihood(target), one, atol=1e-5)
+    several = torch.randn(2, 3, 5, 4)
+    each = torch.stack([-both.negative_log_likelihood(several[:, :, i]) for i in range(5)], -1)
+    assert torch.allclose(both.log_densities(several), each, atol=1e-4)
     tiny = Mixture(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 4), torch.full((1, 1, 1), -100.0))
     assert tiny.negative_log_likelihood(torch.ones(1, 1, 4)).isfinite().all()
 

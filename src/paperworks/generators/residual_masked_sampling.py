@@ -120,8 +120,7 @@ def _confidence(mixture: Mixture, quantizer: ResidualQuantizer, filled: Tensor, 
     levels = torch.arange(filled.shape[-1])
     hidden = (levels >= visible[..., None])[..., None]
     partial = (vectors_of(quantizer, filled) * hidden).cumsum(2) / scale[..., None, :]
-    many = Mixture(mixture.logits[:, :, None], mixture.mean[:, :, None], mixture.log_std[:, :, None])
-    density = -many.negative_log_likelihood(partial) / partial.shape[-1]
+    density = mixture.log_densities(partial) / partial.shape[-1]
     return density.masked_fill(~hidden[..., 0], torch.inf).cummin(2).values
 
 
