@@ -79,7 +79,7 @@ class AutoencoderConfig:
 @dataclass(frozen=True)
 class FlowConfig:
     dim: int = 144
-    depth: int = 3
+    depth: int = 2
     """blocks of each of the two halves"""
     heads: int = 4
     entity: EntityKind = "cell"
@@ -93,7 +93,7 @@ class FlowSampling:
     guidance: float = 1.5
     """total weight on the class at the last entity; 1 for none"""
     method: Literal["sde", "ode"] = "sde"
-    images: int = 500
+    images: int = 300
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class XARConfig:
     autoencoder_training: TrainConfig = field(default_factory=lambda: tokenizer_training(600, 32, 2e-3))
     flow: FlowConfig = FlowConfig()
     flow_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(900, 64, optimizers={"main": adamw(1.5e-3, 0.02)}, clip=1.0, ema=0.995)
+        default_factory=lambda: TrainConfig(500, 64, optimizers={"main": adamw(2e-3, 0.02)}, clip=1.0, ema=0.99)
     )
     label_dropout: float = 0.1
     sampling: FlowSampling = FlowSampling()
