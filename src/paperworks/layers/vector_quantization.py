@@ -47,7 +47,7 @@ def _nearest_of_many(vectors: Tensor, codes: Tensor, offset: Tensor) -> Tensor:
         best = torch.empty(len(part), blocks, device=part.device)
         for start in range(0, len(codes), PIECE[1]):
             scores = torch.addmm(offset[start : start + PIECE[1]], part, codes[start : start + PIECE[1]].T)
-            piece = scores.view(len(part), -1, BLOCK)
+            piece = scores.view(len(part), scores.shape[1] // BLOCK, BLOCK)
             best[:, start // BLOCK : start // BLOCK + piece.shape[1]] = piece.amax(2)
         chosen = best.argmax(1)
         within = torch.bmm(codes.view(blocks, BLOCK, channels)[chosen], part[:, :, None])[..., 0]
