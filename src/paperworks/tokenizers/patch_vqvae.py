@@ -139,7 +139,7 @@ class PatchDecoder(nn.Module):
         self.reference = ReferenceEncoder(out_channels, ups, bottleneck) if reference else None
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.head.weight
 
     def forward(self, features: Tensor, image: Tensor | None = None, known: Tensor | None = None) -> Tensor:
