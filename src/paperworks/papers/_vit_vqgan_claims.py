@@ -128,7 +128,7 @@ def speed_against_cnn(bench: Bench) -> Measured:
         table = {name: round(len(images) / seconds, 1) for name, seconds in times.items()}
     scale = f"encode and decode 32 images of {SIDE} pixels, float32, {torch.get_num_threads()} threads"
     words = ", ".join(f"{name} {value} images a second" for name, value in table.items())
-    return Measured(geometric_mean(ratios), scale, words, ratios, list(bench.seeds), table)
+    return Measured(geometric_mean(ratios), scale, words, ratios, list(bench.seeds), table, "x")
 
 
 # --- counted ----------------------------------------------------------------------------------------------------------
