@@ -19,7 +19,7 @@ from paperworks.data import Loader
 from paperworks.training import Batch, Context, Losses, Objective, OptimizerConfig, ScheduleConfig, TrainConfig, autocast, fit
 from paperworks.training.precision import Precision
 
-STEPS = 30
+STEPS = 100  # the set-up and the checkpoint count too: a run shorter than this is mostly those
 
 
 class Random:

@@ -29,6 +29,8 @@ class Adversarial:
     """weight of the gradient penalty on real images"""
     r1_every: int = 16
     """steps between two penalties, which are then that many times as strong"""
+    adaptive: bool = True
+    """whether the adversarial gradient at the last layer is scaled to the reconstruction's"""
     augment: tuple[str, ...] = ()
     """any of "colour", "translation", "cutout": what the judge sees, of both kinds, for few images"""
 

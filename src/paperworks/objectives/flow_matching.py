@@ -36,11 +36,8 @@ class EntityFlow(TokenPrediction):
         self.context = context
 
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        labels, model = batch["label"], self.model
+        labels, model = self.labels(batch, ctx), self.model
         assert isinstance(model, NextEntityTransformer)
-        if self.training and self.label_dropout:
-            dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
-            labels = labels.masked_fill(dropped, model.num_classes)
         clean = model.entities.split(batch["latents"])
         count = len(model.entities.sizes)
         times = torch.randn(len(clean), count, generator=ctx.rng("times"), device=clean.device).sigmoid()

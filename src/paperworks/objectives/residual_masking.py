@@ -26,11 +26,8 @@ class ResidualMasking(TokenPrediction):
         self.quantizer = quantizer.requires_grad_(False)
 
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        labels, model = batch["label"], self.model
+        labels, model = self.labels(batch, ctx), self.model
         assert isinstance(model, ResidualMaskedTransformer)
-        if self.training and self.label_dropout:
-            dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
-            labels = labels.masked_fill(dropped, model.num_classes)
         indices = levels_last(batch["tokens"], model.depth)
         vectors = vectors_of(self.quantizer, indices)
         progress = torch.rand(len(indices), generator=ctx.rng("share"), device=labels.device)

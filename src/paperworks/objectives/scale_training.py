@@ -42,13 +42,6 @@ class ScaleTraining(TokenPrediction):
     def maps(self, tokens: Tensor) -> list[Tensor]:
         return list(tokens.split([side * side for side in self.quantizer.patch_nums], 1))
 
-    def labels(self, batch: Batch, ctx: Context) -> Tensor:
-        labels = batch["label"]
-        if not self.training or not self.label_dropout:
-            return labels
-        dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
-        return labels.masked_fill(dropped, self.model.num_classes)
-
 
 class MaskedScaleTraining(ScaleTraining):
     """Masked prediction with everything but the mask branch frozen. A share p ~ U(0, 1) of each scale but the first is hidden,

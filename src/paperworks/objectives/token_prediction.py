@@ -34,15 +34,20 @@ class TokenPrediction(Objective):
         self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
 
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        labels, tokens = batch["label"], batch["tokens"]
-        if self.training and self.label_dropout:
-            dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
-            labels = labels.masked_fill(dropped, self.model.num_classes)
+        labels, tokens = self.labels(batch, ctx), batch["tokens"]
         logits = self.model(labels, batch.get("inputs", tokens))
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), label_smoothing=self.label_smoothing)
         with torch.no_grad():
             accuracy = (logits.detach().argmax(-1) == tokens).float().mean()
         return Losses.mean(loss, tokens.numel(), accuracy=accuracy)
+
+    def labels(self, batch: Batch, ctx: Context) -> Tensor:
+        """Labels of which some became `num_classes`, no class, while training."""
+        labels = batch["label"]
+        if not self.training or not self.label_dropout:
+            return labels
+        dropped = torch.rand(labels.shape, generator=ctx.rng("label_dropout"), device=labels.device) < self.label_dropout
+        return labels.masked_fill(dropped, self.model.num_classes)
 
 
 @torch.inference_mode()

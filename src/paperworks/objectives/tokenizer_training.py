@@ -33,7 +33,7 @@ class TrainableTokenizer(Protocol):
     quantize: Any
     """called with features, gives features, loss, indices and vectors; has seed_codes, hits, note_hits, usage and revive"""
     decoder: Any
-    """has last_layer"""
+    """has last_layer, unless the tokenizer itself has"""
 
     def features(self, images: Tensor) -> Tensor: ...
     def decode_signed(self, features: Tensor) -> Tensor: ...
@@ -115,20 +115,23 @@ class TokenizerTraining(Objective):
         quantized = quantize(features)
         if self.training:
             self._tokens.append((quantized.indices, quantized.vectors))
-        made = self.tokenizer.decode_signed(quantized.features).float()
-        loss, logs = self._reconstruction(made, images)
+        made, loss, logs = self._compare(quantized.features, images)
         if self.discriminator is not None and ctx.step >= self.adversarial_start and self.training:
             self._made[ctx.micro] = made.detach()
             fooled = maker_loss(self._judged_logits(made, ctx, "maker"), self.game.loss)
-            adaptive = adaptive_weight(loss, fooled, self.tokenizer.decoder.last_layer, ctx.world)
+            adaptive = torch.ones(())
+            if self.game.adaptive:
+                last = getattr(self.tokenizer, "last_layer", None)
+                adaptive = adaptive_weight(loss, fooled, self.tokenizer.decoder.last_layer if last is None else last, ctx.world)
             loss = loss + self.adversarial_weight * adaptive * fooled
             logs |= {"fooled": fooled, "adversarial_weight": self.adversarial_weight * adaptive}
         loss = loss + self.codebook_weight * quantized.loss
         logs |= {"codes": quantized.loss, "code_usage": quantize.usage()}
         return Losses.mean(loss, len(images), **logs)
 
-    def _reconstruction(self, made: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        real = to_signed(images)
+    def _compare(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What is made of quantised features, its loss, and what to log."""
+        made, real = self.tokenizer.decode_signed(features).float(), to_signed(images)
         squared = F.mse_loss(made, real)
         loss, logs = self.l2_weight * squared, {"mse": squared}
         if self.l1_weight:
@@ -137,7 +140,7 @@ class TokenizerTraining(Objective):
             perceptual = self.perceptual((made + 1) / 2, images)
             loss = loss + self.perceptual_weight * perceptual
             logs["perceptual"] = perceptual
-        return loss, logs
+        return made, loss, logs
 
     # --- the discriminator's turn ---
 
