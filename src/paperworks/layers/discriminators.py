@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class BlurDiscriminator(nn.Module):
         self.block_in = nn.Sequential(nn.Conv2d(in_channels, width, 5, padding=2), nn.LeakyReLU(0.1))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(before, after, 3, padding=1), Blur(), nn.GroupNorm(groups, after), nn.LeakyReLU(0.1))
-            for before, after in zip(widths, widths[1:])
+            for before, after in pairwise(widths)
         )
         self.pool = nn.AdaptiveMaxPool2d(16)
         last = widths[-1]

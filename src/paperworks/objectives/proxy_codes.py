@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.objectives.tokenizer_training import TokenizerTraining
+from paperworks.tokenizers.titok import TiTok
 
 
 class ProxyCodes(TokenizerTraining):
     """Cross-entropy against the codes of `teacher`, a frozen tokenizer with one map of as many tokens as there are patches,
     + codebook_weight * the quantiser's loss. Codes are kept in use as in `TokenizerTraining`."""
 
-    def __init__(self, tokenizer: nn.Module, teacher: Any, *, codebook_weight: float = 1.0, revive_every: int = 20):
+    def __init__(self, tokenizer: TiTok, teacher: Any, *, codebook_weight: float = 1.0, revive_every: int = 20):
         super().__init__(tokenizer, codebook_weight=codebook_weight, revive_every=revive_every)
         proxy, patches = tokenizer.decoder.proxy_codes, tokenizer.decoder.side**2
-        if not isinstance(proxy, int) or teacher.spec.vocab_size != proxy or teacher.spec.tokens != patches:
+        if teacher.spec.vocab_size != proxy or teacher.spec.tokens != patches:
             raise InputError(
                 f"the teacher has {teacher.spec.tokens} tokens of {teacher.spec.vocab_size} codes, but the decoder predicts "
                 f"{patches} of {proxy}: give both the same grid and proxy_codes"

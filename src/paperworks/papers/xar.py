@@ -67,10 +67,10 @@ from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fi
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    latent_channels: int = 4
-    kl_weight: float = 1e-6
+    latent_channels: int = 8
+    kl_weight: float = 1e-5
     ch: int = 24
-    ch_mult: tuple[int, ...] = (1, 2)
+    ch_mult: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 1
     groups: int = 8
     patch: int = 2
@@ -78,12 +78,12 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    dim: int = 144
-    depth: int = 2
+    dim: int = 192
+    depth: int = 3
     """blocks of each of the two halves"""
-    heads: int = 4
+    heads: int = 6
     entity: EntityKind = "cell"
-    entity_size: int = 4
+    entity_size: int = 2
     dropout: float = 0.0
 
 
@@ -103,14 +103,14 @@ class XARConfig:
     channels: int = 1
     strict: bool = False
     """stop at the first unreadable image instead of skipping and listing it"""
-    copies: int = 4
+    copies: int = 8
     seed: int = 0
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(adversarial_weight=0.2, adversarial_start=0.7))
     autoencoder_training: TrainConfig = field(default_factory=lambda: tokenizer_training(600, 32, 2e-3))
     flow: FlowConfig = FlowConfig()
     flow_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(500, 64, optimizers={"main": adamw(2e-3, 0.02)}, clip=1.0, ema=0.99)
+        default_factory=lambda: TrainConfig(1000, 80, optimizers={"main": adamw(2e-3, 0.02)}, clip=1.0, ema=0.99)
     )
     label_dropout: float = 0.1
     sampling: FlowSampling = FlowSampling()
@@ -297,7 +297,7 @@ def laptop(data: str = "default", entity: EntityKind = "cell", seed: int = 0) ->
         entity: token, cell, subsample, scale or image
         seed: of initial weights, data order and sampling
     """
-    size = {"subsample": 2}.get(entity, 4)
+    size = 4 if entity == "scale" else 2
     config = XARConfig(data=data, channels=default_channels(data), seed=seed, flow=FlowConfig(entity=entity, entity_size=size))
     return Recipe(config, STAGES)
 
