@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
-from paperworks.generators.draws import Draws, pick
+from paperworks.generators.draws import Draws, filter_logits, pick
 from paperworks.layers.adaln_transformer import Attend, cached
 from paperworks.layers.kv_cache import KVCache
 from paperworks.layers.pretrained import Pretrained, load_official
@@ -157,6 +157,8 @@ def sample_tokens(
     guidance: float = 4.0,
     power: float = 2.75,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
 ) -> Tensor:
     """Tokens int64 [B, L] of labels [B] in raster order, a pass per token over cached keys and values. guidance: total weight
     on the class at the end, rising from 1 by a power-cosine; 0 (or 1) for none."""
@@ -184,7 +186,7 @@ def sample_tokens(
             if guided:
                 rising = (1 - torch.cos(torch.pi * (torch.tensor(position / model.tokens) ** power))) / 2
                 logits = torch.lerp(logits[rows:], logits[:rows], 1 + (guidance - 1) * float(rising))
-            chosen[:, position] = pick(logits / temperature, uniform[:, position])
+            chosen[:, position] = pick(filter_logits(logits / temperature, top_k, top_p), uniform[:, position])
             found = model.embeddings(chosen[:, position : position + 1])
             x = found.repeat(2, 1, 1) if guided else found
     return chosen

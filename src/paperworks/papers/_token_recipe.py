@@ -113,7 +113,8 @@ class Kit:
 
     title: str
     tokenizer_kind: type
-    generator_kind: type
+    generator_kind: type | tuple[type, ...]
+    """all that build_generator may return"""
     build_tokenizer: Callable[[Any], nn.Module]
     build_generator: Callable[[Any, int], nn.Module]
     """(config, classes)"""
@@ -132,6 +133,8 @@ class Kit:
     """before the tokenizer is trained, for instance to fill a frozen code book"""
     generator_stage: str = "generator"
     """the stage that leaves the finished generator"""
+    settings: Callable[[Any], str] = lambda config: settings(config)
+    """how samples were drawn, for the page"""
     more: Callable[[Report, Any, Run, Any, Any], None] = lambda page, config, run, tokenizer, model: None
     """further sections of the page"""
 
@@ -147,7 +150,10 @@ class Kit:
         return load_part(self.tokenizer_kind, run.folder / "tokenizer")
 
     def generator_of(self, run: Run) -> Any:
-        return load_part(self.generator_kind, run.folder / self.generator_stage)
+        kinds = self.generator_kind if isinstance(self.generator_kind, tuple) else (self.generator_kind,)
+        wanted = run.result(self.generator_stage).get("kind", kinds[0].__name__)
+        kind = next(kind for kind in kinds if kind.__name__ == wanted)
+        return load_part(kind, run.folder / self.generator_stage)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -217,7 +223,8 @@ def train_generator(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
     best = fitted.averaged
     assert isinstance(best, TokenPrediction)
     save_part(best.model, folder)
-    return {"seconds": round(fitted.seconds, 1), "parameters": sum(p.numel() for p in model.parameters())}
+    count = sum(p.numel() for p in model.parameters())
+    return {"seconds": round(fitted.seconds, 1), "parameters": count, "kind": type(model).__name__}
 
 
 # --- images from tokens -----------------------------------------------------------------------------------------------
@@ -288,7 +295,7 @@ def write_report(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
         made,
         columns=columns,
         labels=names[:columns],
-        caption=f"Not selected. {settings(config)}",
+        caption=f"Not selected. {kit.settings(config)}",
     )
     show_neighbours(page, made[:columns], train, config.image_size)
     some = framed(spread_over(test, 12), config.image_size)

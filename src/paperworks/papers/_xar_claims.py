@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import timm
 import torch
 from torch import nn
 
@@ -14,6 +11,7 @@ from paperworks.generators.next_entity import EntityKind, NextEntityTransformer
 from paperworks.generators.next_entity_sampling import sample
 from paperworks.objectives.flow_matching import EntityFlow
 from paperworks.paper import Measured
+from paperworks.papers._dit_cost import DiTCost
 from paperworks.training.objective import Context
 
 KINDS: tuple[EntityKind, ...] = ("token", "cell", "subsample", "scale", "image")
@@ -47,39 +45,9 @@ def base_size() -> Measured:
         return Measured(count_parameters(_base()) / 1e6, "any", "xAR-B, built and counted")
 
 
-class _DiT(nn.Module):
-    """DiT-XL/2 (2212.09748) as far as counting goes: 28 adaLN-zero blocks of width 1152 on 256 tokens of 2 x 2 x 4 numbers."""
-
-    def __init__(self, dim: int = 1152, depth: int = 28, heads: int = 16):
-        super().__init__()
-        self.patches = nn.Linear(16, dim)
-        self.time = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.classes = nn.Embedding(1001, dim)
-        self.blocks = nn.ModuleList(_block(dim, heads) for _ in range(depth))
-        self.ada = nn.ModuleList(nn.Linear(dim, 6 * dim) for _ in range(depth))
-        self.final_ada, self.final = nn.Linear(dim, 2 * dim), nn.Linear(dim, 32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.patches(x)
-        condition = self.time(torch.zeros(len(x), 256, device=x.device)) + self.classes.weight[:1]
-        for block, ada in zip(self.blocks, self.ada):
-            ada(condition)
-            x = block(x)
-        self.final_ada(condition)
-        return self.final(x)
-
-
-def _block(dim: int, heads: int) -> nn.Module:
-    return timm.models.vision_transformer.Block(dim, heads, 4.0, qkv_bias=True, norm_layer=_plain_norm)
-
-
-def _plain_norm(dim: int, **_: Any) -> nn.Module:
-    return nn.LayerNorm(dim, elementwise_affine=False)
-
-
 def larger_models() -> Measured:
     with torch.device("meta"):
-        count, ours = count_parameters(_DiT()) / 1e6, count_parameters(_base()) / 1e6
+        count, ours = count_parameters(DiTCost()) / 1e6, count_parameters(_base()) / 1e6
     return Measured(count, "any", f"{count / ours:.2f} times xAR-B's; SiT-XL is the same network", numbers={"xAR-B": ours})
 
 
@@ -87,7 +55,7 @@ def operations(steps: int = 40, diffusion_steps: int = 250) -> Measured:
     """Multiply-accumulates of an image: both branches everywhere, but for xAR's first entity; every entity's first pass also
     takes the clean one before it."""
     with torch.device("meta"):
-        dit = count_macs(_DiT(), torch.zeros(1, 256, 16)) * 2 * diffusion_steps
+        dit = count_macs(DiTCost(), torch.zeros(1, 256, 16)) * 2 * diffusion_steps
         xar = _base()
         whole = count_macs(_Pass(xar, 256), torch.zeros(1, 256, 16))
     entity = whole / 4

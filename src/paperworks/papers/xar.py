@@ -110,7 +110,7 @@ class XARConfig:
     autoencoder_training: TrainConfig = field(default_factory=lambda: tokenizer_training(600, 32, 2e-3))
     flow: FlowConfig = FlowConfig()
     flow_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(1000, 80, optimizers={"main": adamw(2e-3, 0.02)}, clip=1.0, ema=0.99)
+        default_factory=lambda: TrainConfig(900, 64, optimizers={"main": adamw(2e-3, 0.02)}, clip=1.0, ema=0.99)
     )
     label_dropout: float = 0.1
     sampling: FlowSampling = FlowSampling()

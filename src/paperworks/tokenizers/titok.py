@@ -261,6 +261,8 @@ class TiTok(nn.Module, Pretrained):
         for part in (self.encoder, self.quantize):
             part.requires_grad_(False)
         self.latent_tokens.requires_grad_(False)
+        if isinstance(self.quantize, VectorQuantizer):
+            self.quantize.frozen = True  # nor are they put elsewhere when they fall out of use
 
     # --- the tokenizer protocol ---
 
