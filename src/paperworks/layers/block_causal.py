@@ -81,3 +81,11 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     scores = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).float() * scale
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype)
     return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
+
+
+def group_causal_mask(length: int, group: int, first: int) -> Tensor:
+    """bool [length, length], True where the row may look: the first ones back alone, later ones at all groups up to their own
+    (DetailFlow 2505.21473)."""
+    number = torch.arange(length)
+    mask = number[:, None] // group >= number[None] // group
+    return torch.where(number[:, None] < first, number[:, None] >= number[None], mask)
