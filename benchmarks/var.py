@@ -117,7 +117,8 @@ def _training_step(batch: int = 64) -> Row:
     flops = 6 * per_token * batch * model.length
     side = 2048
     a, b = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
-    steps, peaks = [], []
+    steps: list[float] = []
+    peaks: list[float] = []
     for work in (step, lambda: a @ b):
         work()
     for _ in range(10):

@@ -38,12 +38,17 @@ SHRINK["titok"] = {
     "tokenizer": {"latents": 6, "encoder": (16, 1, 2), "decoder": (16, 1, 2), "vocab_size": 16, "code_dim": 4},
     "generator": {"dim": 16, "depth": 2, "heads": 2},
 }
+SHRINK["detailflow"] = {
+    "tokenizer": {"latents": 8, "encoder": (16, 1, 2, 32), "decoder": (16, 1, 2, 32), "vocab_size": 16, "code_dim": 4},
+    "generator": {"dim": 16, "depth": 1, "heads": 2, "multiple_of": 16},
+}
 COUNTED = {
     "vit-vqgan": {"sizes": "holds", "c10": "does not hold"},
     "vqgan-lc": {"c6": "holds"},
     "hmar": {"c2": "holds", "c7": "holds"},
     "resgen": {"c2": "holds"},
     "titok": {"c1": "holds", "c2": "holds", "c6": "holds", "c7": "direction holds"},
+    "detailflow": {"c4": "holds"},
 }
 
 

@@ -66,7 +66,7 @@ def test_stage_two_starts_from_stage_one_and_leaves_codes_alone():
     assert trained == {"decoder", "pixel_decoder"}
     assert second.quantize.table(0) is None  # codes are never put elsewhere
     learner = TokenizerTraining(second, codebook_weight=0.0)
-    _made, loss, _ = learner._compare(second.quantize(second.features(images)).features, images)
+    loss = learner._compare(second.quantize(second.features(images)).features, images).loss
     loss.backward()
     assert second.pixel_decoder.conv_out.weight.grad.abs().sum() > 0 and second.decoder.ffn[0].weight.grad.abs().sum() > 0
     with pytest.raises(InputError, match="no second stage"):
@@ -76,7 +76,7 @@ def test_stage_two_starts_from_stage_one_and_leaves_codes_alone():
 def test_stage_one_predicts_the_teachers_codes():
     learner = ProxyCodes(titok(), vqgan())
     images = torch.rand(2, 3, 16, 16)
-    logits, loss, _logs = learner._compare(learner.tokenizer.quantize(learner.tokenizer.features(images)).features, images)
+    logits, _, loss, _ = learner._compare(learner.tokenizer.quantize(learner.tokenizer.features(images)).features, images)
     wanted = learner.teacher.encode(images)[0]
     assert logits.shape == (2, 20, 16)
     assert torch.allclose(loss, F.cross_entropy(logits, wanted))

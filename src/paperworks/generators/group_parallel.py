@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws, filter_logits, pick
-from paperworks.layers.adaln_transformer import cached
+from paperworks.layers.adaln_transformer import Attend, cached
 from paperworks.layers.block_causal import group_causal_mask
 from paperworks.layers.kv_cache import KVCache
 from paperworks.layers.positions import rotary_2d
@@ -131,9 +131,11 @@ def sample_tokens(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 0.0,
+    known: Tensor | None = None,
     cache: bool = True,
 ) -> Tensor:
     """Tokens int64 [B, L] of labels [B]. guidance: total weight on the class, 1 for none; falling: from group to group.
+    known: tokens [B, n] to go on from, whole groups of them.
     cache=False runs the whole sequence again for every group, as the released sampler does."""
     if temperature <= 0:
         raise InputError(f"temperature={temperature} must be positive")
@@ -145,6 +147,11 @@ def sample_tokens(
     with torch.autocast(labels.device.type, enabled=False):
         run = _Cached(model, both) if cache else _Whole(model, both)
         position = 0
+        if known is not None:
+            position = known.shape[1]
+            if position > model.first and position % model.group:
+                raise InputError(f"{position} known tokens end inside a group of {model.group}")
+            chosen[:, :position] = known
         while position < model.tokens:
             size = 1 if position < model.first else model.group
             known = chosen[:, :position].repeat(2, 1) if guided else chosen[:, :position]
@@ -188,11 +195,20 @@ class _Cached:
         model, start = self.model, self.cache.used
         x = model.embed(self.labels, tokens)[:, start:]
         span = slice(start, start + x.shape[1])
+        mask = model.mask[span, : span.stop]
+        free = bool(mask.all())  # a whole group, or one of the first tokens
         for layer, block in enumerate(model.blocks):
-            # what is new is a whole group, or one of the first tokens: no mask
-            x = block(x, cached(self.cache, layer), model.rotary[span])
+            attend = cached(self.cache, layer) if free else self._masked(layer, mask)
+            x = block(x, attend, model.rotary[span])
         self.cache.commit(x.shape[1])
         return model.head(model.norm(x))
+
+    def _masked(self, layer: int, mask: Tensor) -> Attend:
+        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            keys, values = self.cache.append(layer, key, value)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+
+        return attend
 
 
 def _repeated(weight: Tensor, heads: int, shared: int) -> Tensor:

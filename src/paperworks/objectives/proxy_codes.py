@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
-from paperworks.objectives.tokenizer_training import TokenizerTraining
+from paperworks.objectives.tokenizer_training import Compared, TokenizerTraining
 from paperworks.tokenizers.titok import TiTok
 
 
@@ -32,10 +32,10 @@ class ProxyCodes(TokenizerTraining):
         self.teacher.eval()
         return self
 
-    def _compare(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _compare(self, features: Tensor, images: Tensor) -> Compared:
         with torch.no_grad():
             (wanted,) = self.teacher.encode(images)
         logits = self.tokenizer.decode_logits(features).flatten(2).float()
         loss = F.cross_entropy(logits, wanted)
         right = (logits.detach().argmax(1) == wanted).float().mean()
-        return logits, loss, {"proxy_loss": loss, "proxy_accuracy": right}
+        return Compared(logits, logits, loss, {"proxy_loss": loss, "proxy_accuracy": right})

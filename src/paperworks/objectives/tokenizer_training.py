@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from paperworks.objectives.adversarial import (
     maker_loss,
     r1_penalty,
 )
+from paperworks.tokenizers.quantizers import Quantized
 from paperworks.training.objective import Batch, Context, Losses, Objective, Phase
 from paperworks.training.seeds import mixed_seed
 
-__all__ = ["TokenizerTraining", "TrainableTokenizer", "adaptive_weight"]
+__all__ = ["Compared", "TokenizerTraining", "TrainableTokenizer", "adaptive_weight"]
 
 
 class TrainableTokenizer(Protocol):
@@ -37,6 +38,15 @@ class TrainableTokenizer(Protocol):
 
     def features(self, images: Tensor) -> Tensor: ...
     def decode_signed(self, features: Tensor) -> Tensor: ...
+
+
+class Compared(NamedTuple):
+    """What a decoder made, what it should have made (both in [-1, 1]), the loss, and what to log."""
+
+    made: Tensor
+    real: Tensor
+    loss: Tensor
+    logs: dict[str, Tensor]
 
 
 class TokenizerTraining(Objective):
@@ -89,7 +99,7 @@ class TokenizerTraining(Objective):
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.revive_every, self.revive_below = revive_every, revive_below
         # of the current step alone, so a resumed run misses nothing:
-        self._made: dict[int, Tensor] = {}  # each micro-batch's reconstruction, for the discriminator's turn
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}  # each micro-batch's made and real images, for the discriminator
         self._tokens: list[tuple[list[Tensor], list[Tensor]]] = []  # each micro-batch's tokens and quantised vectors
         self._judged: list[Tensor] = []  # each micro-batch's mean logits on real and made images
 
@@ -107,17 +117,12 @@ class TokenizerTraining(Objective):
 
     def _maker_loss(self, batch: Batch, ctx: Context) -> Losses:
         images = batch["image"]
-        quantize = self.tokenizer.quantize
-        features = self.tokenizer.features(images)
-        if self.training and self.revive_every and ctx.step == 0 and ctx.micro == 0:
-            everyone = _from_all_processes(features.detach().float(), ctx)
-            quantize.seed_codes(everyone, _common_generator(ctx, "codes"))
-        quantized = quantize(features)
+        quantized = self._quantized(images, ctx)
         if self.training:
             self._tokens.append((quantized.indices, quantized.vectors))
-        made, loss, logs = self._compare(quantized.features, images)
+        made, real, loss, logs = self._compare(quantized.features, images)
         if self.discriminator is not None and ctx.step >= self.adversarial_start and self.training:
-            self._made[ctx.micro] = made.detach()
+            self._made[ctx.micro] = made.detach(), real
             fooled = maker_loss(self._judged_logits(made, ctx, "maker"), self.game.loss)
             adaptive = torch.ones(())
             if self.game.adaptive:
@@ -126,12 +131,26 @@ class TokenizerTraining(Objective):
             loss = loss + self.adversarial_weight * adaptive * fooled
             logs |= {"fooled": fooled, "adversarial_weight": self.adversarial_weight * adaptive}
         loss = loss + self.codebook_weight * quantized.loss
-        logs |= {"codes": quantized.loss, "code_usage": quantize.usage()}
+        logs |= {"codes": quantized.loss, "code_usage": self.tokenizer.quantize.usage()}
         return Losses.mean(loss, len(images), **logs)
 
-    def _compare(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What is made of quantised features, its loss, and what to log."""
-        made, real = self.tokenizer.decode_signed(features).float(), to_signed(images)
+    def _quantized(self, images: Tensor, ctx: Context) -> Quantized:
+        return self.tokenizer.quantize(self._seeded(self.tokenizer.features(images), ctx))
+
+    def _seeded(self, features: Tensor, ctx: Context) -> Tensor:
+        """The same features; in the very first step the code book starts from them."""
+        if self.training and self.revive_every and ctx.step == 0 and ctx.micro == 0:
+            everyone = _from_all_processes(features.detach().float(), ctx)
+            self.tokenizer.quantize.seed_codes(everyone, _common_generator(ctx, "codes"))
+        return features
+
+    def _compare(self, features: Tensor, images: Tensor) -> Compared:
+        """What is made of quantised features, beside the images it should be."""
+        return self._against(self.tokenizer.decode_signed(features).float(), images)
+
+    def _against(self, made: Tensor, images: Tensor) -> Compared:
+        """made in about [-1, 1], images in [0, 1], of one size."""
+        real = to_signed(images)
         squared = F.mse_loss(made, real)
         loss, logs = self.l2_weight * squared, {"mse": squared}
         if self.l1_weight:
@@ -140,12 +159,12 @@ class TokenizerTraining(Objective):
             perceptual = self.perceptual((made + 1) / 2, images)
             loss = loss + self.perceptual_weight * perceptual
             logs["perceptual"] = perceptual
-        return made, loss, logs
+        return Compared(made, real, loss, logs)
 
     # --- the discriminator's turn ---
 
     def _judge_loss(self, batch: Batch, ctx: Context) -> Losses:
-        real, made = to_signed(batch["image"]), self._made.pop(ctx.micro)
+        made, real = self._made.pop(ctx.micro)
         on_real, on_made = self._judged_logits(real, ctx, "real"), self._judged_logits(made, ctx, "made")
         loss = judge_loss(on_real, on_made, self.game.loss)
         logs = {"on_real": on_real.mean(), "on_made": on_made.mean()}

@@ -152,7 +152,7 @@ class _FullContext(TokenPrediction):
 def markov(bench: Bench, kit: Kit, config: Any) -> Measured:
     run = _run(bench, kit, config)
     config, tokenizer = run.config(type(config)), kit.tokenizer_of(run)
-    data = training_tokens(config, run, tokenizer)
+    data = training_tokens(kit, config, run, tokenizer)
     test = open_split(config.data, "test", channels=config.channels)
     held_out = tokenize(tokenizer, framed(test, config.image_size), labels_of(test)).columns
     ratios, table = [], {}

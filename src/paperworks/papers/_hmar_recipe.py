@@ -110,7 +110,7 @@ def train_next_scale(kit: Kit, config: HMARConfig, run: Run) -> Mapping[str, Any
     torch.manual_seed(config.seed + 1)
     model = build_generator(config, len(run.result("tokenizer")["classes"]))
     objective = ScaleTraining(model, tokenizer.quantize, config.label_dropout, config.generator.weights)
-    return _train(objective, config, config.generator_training, run, "next_scale", tokenizer)
+    return _train(kit, objective, config, config.generator_training, run, "next_scale", tokenizer)
 
 
 def train_masked(kit: Kit, config: HMARConfig, run: Run) -> Mapping[str, Any]:
@@ -118,13 +118,13 @@ def train_masked(kit: Kit, config: HMARConfig, run: Run) -> Mapping[str, Any]:
     model = load_part(MaskedScaleTransformer, run.folder / "next_scale").train()
     model.start_refining()
     objective = MaskedScaleTraining(model, tokenizer.quantize, config.label_dropout)
-    return _train(objective, config, config.refining, run, "generator", tokenizer)
+    return _train(kit, objective, config, config.refining, run, "generator", tokenizer)
 
 
 def _train(
-    objective: ScaleTraining, config: HMARConfig, steps: TrainConfig, run: Run, stage: str, tokenizer: Any
+    kit: Kit, objective: ScaleTraining, config: HMARConfig, steps: TrainConfig, run: Run, stage: str, tokenizer: Any
 ) -> Mapping[str, Any]:
-    data, folder = training_tokens(config, run, tokenizer), run.stage_folder(stage)
+    data, folder = training_tokens(kit, config, run, tokenizer), run.stage_folder(stage)
     fitted: Fitted = fit(objective, data.at_least(steps.batch_size), steps, folder, label=stage.replace("_", " "))
     best = fitted.averaged
     assert isinstance(best, TokenPrediction)

@@ -94,7 +94,7 @@ def mixture_gap(bench: Bench, kit: Kit, config: Any) -> Measured:
     )
     run.execute(Recipe(config, kit.stages[:1]), say=bench.say)
     tokenizer = kit.tokenizer_of(run)
-    data = training_tokens(config, run, tokenizer)
+    data = training_tokens(kit, config, run, tokenizer)
     test = open_split(config.data, "test", channels=config.channels)
     held_out = tokenize(tokenizer, framed(test, config.image_size), labels_of(test)).columns
     gaps, table = [], {}

@@ -131,6 +131,11 @@ class Kit:
     )
     prepare: Callable[[Any, Any, Run], None] = lambda config, tokenizer, run: None
     """before the tokenizer is trained, for instance to fill a frozen code book"""
+    learner: type[TokenizerTraining] = TokenizerTraining
+    learner_options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    """how the tokenizer is trained, and with what beside the judge's weights"""
+    columns: Callable[[Any, Any, Tensor, Tensor], TensorSet] = lambda config, tokenizer, *given: tokenize(tokenizer, *given)
+    """(config, tokenizer, images, labels) -> what the generator is trained on"""
     generator_stage: str = "generator"
     """the stage that leaves the finished generator"""
     settings: Callable[[Any], str] = lambda config: settings(config)
@@ -163,8 +168,9 @@ def tokenizer_objective(kit: Kit, config: Any) -> TokenizerTraining:
     judge = config.judge
     torch.manual_seed(config.seed)  # initial weights; everything later draws from named generators
     tokenizer = kit.build_tokenizer(config)
-    return TokenizerTraining(
+    return kit.learner(
         tokenizer,
+        **kit.learner_options(config),
         perceptual=perceptual_loss(judge.perceptual),
         discriminator=kit.discriminator(config) if judge.adversarial_weight else None,
         adversarial=judge.adversarial,
@@ -200,20 +206,20 @@ def tokenize(tokenizer: Any, images: Tensor, labels: Tensor, batch_size: int = 2
     return TensorSet(tokens=tokens, label=labels)
 
 
-def training_tokens(config: Any, run: Run, tokenizer: Any) -> TensorSet:
+def training_tokens(kit: Kit, config: Any, run: Run, tokenizer: Any) -> TensorSet:
     """Every training image `copies` times; kept in a file, so a resumed run reads it."""
 
     def make() -> dict[str, Tensor]:
         source = open_split(config.data, "train", channels=config.channels, strict=config.strict)
         copies = [framed_at_random(source, config.image_size, config.seed + 1 + copy) for copy in range(config.copies)]
-        return tokenize(tokenizer, torch.cat(copies), labels_of(source).repeat(config.copies)).columns
+        return kit.columns(config, tokenizer, torch.cat(copies), labels_of(source).repeat(config.copies)).columns
 
     return kept_tensors(run.stage_folder("generator") / "tokens.safetensors", make)
 
 
 def train_generator(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
     tokenizer = kit.tokenizer_of(run)
-    data = training_tokens(config, run, tokenizer)
+    data = training_tokens(kit, config, run, tokenizer)
     torch.manual_seed(config.seed + 1)
     model = kit.build_generator(config, len(run.result("tokenizer")["classes"]))
     folder, steps = run.stage_folder("generator"), config.generator_training

@@ -1,0 +1,205 @@
+"""What DetailFlow's claims are measured on: counts, timings at published sizes, small tokenizers with and without a part."""
+
+from __future__ import annotations
+
+import json
+from statistics import geometric_mean, mean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paperworks.analysis.timing import alternate
+from paperworks.generators.draws import Draws
+from paperworks.generators.group_parallel import GroupParallelTransformer, sample_tokens
+from paperworks.generators.next_scale import SCALES_256, NextScaleTransformer
+from paperworks.generators.next_scale_sampling import sample as sample_var
+from paperworks.objectives.detail_training import DetailTraining, GroupPrediction
+from paperworks.paper import Bench, Measured, write_json
+from paperworks.papers._generation import (
+    TensorSet,
+    adamw,
+    framed,
+    framed_at_random,
+    labels_of,
+    open_split,
+    open_test,
+    perceptual_loss,
+    training_images,
+)
+from paperworks.tokenizers.detailflow import DetailFlow
+from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
+from paperworks.tokenizers.resolution_map import resize
+from paperworks.training import TrainConfig, fit
+
+# --- counted ----------------------------------------------------------------------------------------------------------
+
+
+def tokens_of_image() -> Measured:
+    torch.manual_seed(0)
+    model = DetailFlow(64, 16, 128, 8, (16, 1, 2, 32), (16, 1, 2, 32), vocab_size=32).eval()
+    (found,) = model.encode(torch.rand(1, 3, 64, 64))
+    scales = sum(side * side for side in SCALES_256)
+    detail = f"VAR's scales sum to {scales}, {scales / found.shape[1]:.1f} times as many"
+    return Measured(found.shape[1], "any", detail, numbers={"VAR": scales})
+
+
+# --- timed at published sizes, random weights -------------------------------------------------------------------------
+
+
+def parallel_speed(bench: Bench, rounds: int = 3) -> Measured:
+    torch.manual_seed(0)
+    grouped = GroupParallelTransformer(tokens=128, group=8).eval()
+    single = GroupParallelTransformer(tokens=128, group=1).eval()
+    label = torch.tensor([0])
+    works = {
+        name: lambda model=model: sample_tokens(model, label, Draws.seeded(0, 1))
+        for name, model in (("groups", grouped), ("singly", single))
+    }
+    times = alternate(works, rounds=rounds, warmup=0)
+    ratios = [slow / fast for fast, slow in zip(times["groups"], times["singly"])]
+    words = f"{grouped.passes} passes {mean(times['groups']):.2f} s, {single.passes} passes {mean(times['singly']):.2f} s"
+    scale = f"GPT-L, 128 tokens, one guided image, float32, {torch.get_num_threads()} threads, random weights, both cached"
+    return Measured(geometric_mean(ratios), scale, words, ratios, list(range(rounds)), {"passes": grouped.passes}, "x")
+
+
+def against_var(bench: Bench, rounds: int = 3) -> Measured:
+    torch.manual_seed(0)
+    ours, decoder = GroupParallelTransformer().eval(), DetailFlow().eval()
+    var, vqvae = NextScaleTransformer(depth=16).eval(), MultiScaleVQVAE().eval()
+    label = torch.tensor([0])
+
+    @torch.inference_mode()
+    def detailflow() -> Tensor:
+        return decoder.decode([sample_tokens(ours, label, Draws.seeded(0, 1))])
+
+    @torch.inference_mode()
+    def next_scale() -> Tensor:
+        made = sample_var(var, vqvae, label, Draws.seeded(0, 1), guidance=1.5)
+        return vqvae.decode_features(made.features)
+
+    times = alternate({"DetailFlow": detailflow, "VAR": next_scale}, rounds=rounds, warmup=1)
+    ratios = [slow / fast for fast, slow in zip(times["DetailFlow"], times["VAR"])]
+    words = f"DetailFlow with GPT-L {mean(times['DetailFlow']):.2f} s, VAR-d16 {mean(times['VAR']):.2f} s an image"
+    scale = f"one guided 256-pixel image and its decoding, float32, {torch.get_num_threads()} threads, random weights"
+    return Measured(geometric_mean(ratios), scale, words, ratios, list(range(rounds)), unit="x")
+
+
+# --- trained small ----------------------------------------------------------------------------------------------------
+
+STEPS = {"tokenizer": 300, "generator": 300}
+SIZES: dict[str, Any] = {"vocab_size": 512, "in_channels": 1}
+
+
+def _tokenizer(bench: Bench, name: str, seed: int, **options: Any) -> DetailFlow:
+    torch.manual_seed(seed)
+    model = DetailFlow(32, 4, 16, 4, (128, 3, 4, 512), (128, 3, 4, 512), **SIZES)
+    learner = DetailTraining(model, perceptual=perceptual_loss("pyramid"), **options)
+    steps = TrainConfig(STEPS["tokenizer"], 32, optimizers={"main": adamw(2e-3)}, clip=1.0, checkpoint_every=10**9)
+    data = training_images(open_split("default", "train", channels=1), 32, seed, 32)
+    fit(learner, data, steps, bench.folder / f"{name}-{seed}", label=f"{name}, seed {seed}")
+    return model.eval()
+
+
+def coarse_to_fine(bench: Bench) -> Measured:
+    """PSNR of prefixes against the image shrunk to their resolution, with and without training on prefixes."""
+    images = framed(open_test("default", channels=1), 32)
+    gains, table = [], {}
+    for seed in bench.seeds:
+        path = bench.folder / f"prefixes-{seed}.json"
+        if not path.is_file():
+            found: dict[str, float] = {}
+            for name, share in (("with", 0.2), ("without", 0.0)):
+                model = _tokenizer(bench, f"{name}-prefixes", seed, prefix_share=share, correction=0.0)
+                found |= {f"{name} {count}": _prefix_psnr(model, images, count) for count in (4, 8, 16)}
+            write_json(path, found)
+        row = json.loads(path.read_text())
+        gains.append(min(row[f"with {count}"] - row[f"without {count}"] for count in (4, 8)))
+        table[str(seed)] = row
+        bench.say(f"  seed {seed}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in row.items()))
+    means = {name: mean(row[name] for row in table.values()) for name in table[str(bench.seeds[0])]}
+    words = ", ".join(
+        f"{count} tokens {means[f'with {count}']:.1f} against {means[f'without {count}']:.1f} dB" for count in (4, 8)
+    )
+    detail = f"{words}; all 16 {means['with 16']:.1f} against {means['without 16']:.1f} dB"
+    scale = f"digits, 32 pixels, 16 tokens, {STEPS['tokenizer']} steps on each side"
+    return Measured(mean(gains), scale, detail, gains, list(bench.seeds), table, "dB")
+
+
+@torch.inference_mode()
+def _prefix_psnr(model: DetailFlow, images: Tensor, count: int) -> float:
+    errors = []
+    for batch in images.split(200):
+        made = model.decode_prefix(model.encode(batch)[0], count)
+        wanted = resize(resize(batch, model.map.resolution(count)), model.map.decoded(count)).clamp(0, 1)
+        errors.append((made - wanted).square().mean((1, 2, 3)))
+    return float(-10 * torch.cat(errors).mean().log10())
+
+
+def correction_helps(bench: Bench) -> Measured:
+    """By how much planting an error in the first group raises the error of the finished image, over the same without
+    correction training. The rest is generated from the erring tokens, with the image's class."""
+    test = open_test("default", channels=1)
+    images, labels = framed(test, 32)[:400], labels_of(test)[:400]
+    ratios, table = [], {}
+    for seed in bench.seeds:
+        path = bench.folder / f"correction-{seed}.json"
+        if not path.is_file():
+            found: dict[str, float] = {}
+            for name, share in (("with", 0.5), ("without", 0.0)):
+                tokenizer = _tokenizer(bench, f"{name}-correction", seed, correction=share)
+                model = _generator(bench, name, seed, tokenizer, share > 0)
+                found |= {f"{name}, {kind}": value for kind, value in _harm(tokenizer, model, images, labels, seed).items()}
+            write_json(path, found)
+        row = json.loads(path.read_text())
+        harm = {name: row[f"{name}, erring"] - row[f"{name}, clean"] for name in ("with", "without")}
+        ratios.append(harm["with"] / harm["without"])
+        table[str(seed)] = row
+        bench.say(f"  seed {seed}: harm {harm['with']:.4f} with, {harm['without']:.4f} without correction training")
+    means = {name: mean(row[name] for row in table.values()) for name in table[str(bench.seeds[0])]}
+    detail = "squared error of the image: " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    scale = f"digits as 16 tokens, groups of 4, {STEPS['tokenizer']} and {STEPS['generator']} steps on each side"
+    return Measured(mean(ratios), scale, detail, ratios, list(bench.seeds), table, "x harm")
+
+
+def _generator(bench: Bench, name: str, seed: int, tokenizer: DetailFlow, correct: bool) -> GroupParallelTransformer:
+    source = open_split("default", "train", channels=1)
+    images = torch.cat([framed_at_random(source, 32, seed + copy) for copy in (1, 2)])
+    columns: dict[str, list[Tensor]] = {"tokens": [], "erring": [], "repaired": []}
+    draw = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        for batch in images.split(200):
+            z = tokenizer.features(batch)
+            clean = tokenizer.quantize(z)
+            columns["tokens"].append(clean.indices[0])
+            if correct:
+                start = tokenizer.map.corrupted(16, draw) or 0
+                found = tokenizer.corrupt(batch, z, clean, start, torch.randint(50, z.shape[:2], generator=draw))
+                columns["erring"].append(found.inputs)
+                columns["repaired"].append(found.label)
+    data = TensorSet(**{key: torch.cat(parts) for key, parts in columns.items() if parts}, label=labels_of(source).repeat(2))
+    torch.manual_seed(seed)
+    model = GroupParallelTransformer(10, 16, 512, 128, 4, 4, group=4, multiple_of=64, dropout=0.0)
+    steps = TrainConfig(STEPS["generator"], 64, optimizers={"main": adamw(2e-3)}, clip=1.0, checkpoint_every=10**9)
+    learner = GroupPrediction(model, correction=0.3 if correct else 0.0)
+    fit(learner, data, steps, bench.folder / f"{name}-generator-{seed}", label=f"{name} generator, seed {seed}")
+    return model.eval()
+
+
+@torch.inference_mode()
+def _harm(
+    tokenizer: DetailFlow, model: GroupParallelTransformer, images: Tensor, labels: Tensor, seed: int
+) -> dict[str, float]:
+    (tokens,) = tokenizer.encode(images)
+    z = tokenizer.features(images)
+    draw = torch.Generator().manual_seed(seed)
+    erring = tokens[:, :4].clone()
+    place = torch.randint(4, (len(tokens), 1), generator=draw)
+    wrong = tokenizer.nearby(z, torch.randint(1, 50, z.shape[:2], generator=draw))[:, :4]
+    erring.scatter_(1, place, wrong.gather(1, place))
+    found = {}
+    for name, known in (("clean", tokens[:, :4]), ("erring", erring)):
+        made = sample_tokens(model, labels, Draws.seeded(seed, len(labels)), guidance=1.0, top_p=0.5, known=known)
+        found[name] = float(F.mse_loss(tokenizer.decode([made]), images))
+    return found
