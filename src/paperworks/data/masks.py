@@ -82,22 +82,23 @@ def draw_hole(height: int, width: int, config: HoleConfig, rng: np.random.Genera
 
 def draw_strokes(height: int, width: int, share: float, config: HoleConfig, rng: np.random.Generator) -> np.ndarray:
     """Random polylines with round joints until they cover `share` of the image, bool [height, width]."""
-    side = min(height, width)
-    picture = Image.new("1", (width, height))
+    side, area = min(height, width), height * width
+    thin, thick = (side * width for width in config.width)
+    picture = Image.new("L", (width, height))
     pen = ImageDraw.Draw(picture)
     covered = np.zeros((height, width), dtype=bool)
-    while covered.mean() < share:
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        for _ in range(rng.integers(config.vertices[0], config.vertices[1] + 1)):
-            thick = max(1.0, side * rng.uniform(*config.width))
-            angle, reach = rng.uniform(0, 2 * math.pi), side * rng.uniform(0, config.length)
-            to_x = min(max(x + reach * math.sin(angle), 0), width - 1)
-            to_y = min(max(y + reach * math.cos(angle), 0), height - 1)
-            pen.line((x, y, to_x, to_y), fill=1, width=round(thick))
-            radius = thick / 2
+    while np.count_nonzero(covered) < share * area:
+        x, y, *numbers = rng.random(2 + 3 * int(rng.integers(config.vertices[0], config.vertices[1] + 1))).tolist()
+        x, y = x * width, y * height
+        for wide, angle, reach in zip(numbers[::3], numbers[1::3], numbers[2::3]):
+            stroke, far = max(1.0, thin + wide * (thick - thin)), side * config.length * reach
+            to_x = min(max(x + far * math.sin(math.tau * angle), 0.0), width - 1.0)
+            to_y = min(max(y + far * math.cos(math.tau * angle), 0.0), height - 1.0)
+            pen.line((x, y, to_x, to_y), fill=1, width=round(stroke))
+            radius = stroke / 2
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
             x, y = to_x, to_y
-        covered = np.array(picture)
+        covered = np.asarray(picture) > 0
     return covered
 
 

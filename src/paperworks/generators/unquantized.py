@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
+from paperworks.layers.drop_path import linear_rates
 from paperworks.layers.pretrained import Pretrained, load_official
 from paperworks.layers.transformer import ActivationKind, Block, full_attention, fuse_qkv, small_normal
 
@@ -46,7 +47,7 @@ class UnquantizedTransformer(nn.Module, Pretrained):
         self.emb_proj = nn.Linear(code_dim, dim)
         self.pos_emb = nn.Parameter(torch.zeros(1, tokens, dim))
         self.mask_emb = nn.Parameter(torch.zeros(1, 1, dim)) if mask_embedding else None
-        rates = torch.linspace(0, drop_path, layers).tolist()
+        (rates,) = linear_rates(drop_path, [layers])
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio * dim, activation=activation, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(dim)
         self.to_logits = nn.Linear(dim, vocab_size)

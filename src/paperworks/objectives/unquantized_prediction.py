@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
@@ -34,7 +34,7 @@ class UnquantizedPrediction(Objective):
 
     random_quantize: share of known patches that are read as their code instead of their features, as drawn patches will be
     when sampling. features="quantized" reads all as codes: the baseline. poly: weight of 1 - p in the poly loss (2204.12511),
-    which the 2024 form adds. The codec is frozen and is not part of what is saved.
+    which the 2024 form adds. codec: an `InpaintingCodec` that is a module; it is frozen.
     """
 
     needs = {"image": "float NCHW in [0, 1]", "hole": "bool [B, H, W]"}
@@ -49,17 +49,17 @@ class UnquantizedPrediction(Objective):
         poly: float = 0.0,
     ):
         super().__init__()
+        self.codec: Any
         if not 0 <= random_quantize <= 1:
             raise InputError(f"random_quantize={random_quantize} is a share of the known patches")
         self.model = model
-        if isinstance(codec, nn.Module):
-            codec.requires_grad_(False).eval()
-        self._codec = (codec,)  # in a tuple, so that it is no child: frozen, never saved or put into training mode
+        self.codec = codec.requires_grad_(False).eval()
         self.random_quantize, self.features, self.poly = random_quantize, features, poly
 
-    @property
-    def codec(self) -> Any:
-        return self._codec[0]
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.codec.eval()  # its code book must not follow what it sees
+        return self
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(modules=("model",)),)

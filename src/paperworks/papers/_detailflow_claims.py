@@ -94,7 +94,7 @@ SIZES: dict[str, Any] = {"vocab_size": 512, "in_channels": 1}
 
 def _tokenizer(bench: Bench, name: str, seed: int, **options: Any) -> DetailFlow:
     torch.manual_seed(seed)
-    model = DetailFlow(32, 4, 16, 4, (128, 3, 4, 512), (128, 3, 4, 512), **SIZES)
+    model = DetailFlow(32, 8, 16, 4, (128, 3, 4, 512), (128, 3, 4, 512), **SIZES)
     learner = DetailTraining(model, perceptual=perceptual_loss("pyramid"), **options)
     steps = TrainConfig(STEPS["tokenizer"], 32, optimizers={"main": adamw(2e-3)}, clip=1.0, checkpoint_every=10**9)
     data = training_images(open_split("default", "train", channels=1), 32, seed, 32)

@@ -107,6 +107,13 @@ class TokenConfig:
     sampling: SampleConfig = SampleConfig()
 
 
+@torch.inference_mode()
+def tokenize(tokenizer: Any, images: Tensor, labels: Tensor, batch_size: int = 200) -> TensorSet:
+    """Images [N, C, H, W] in [0, 1] as sequences of all their tokens."""
+    tokens = torch.cat([torch.cat(tokenizer.encode(batch), 1) for batch in images.split(batch_size)])
+    return TensorSet(tokens=tokens, label=labels)
+
+
 @dataclass(frozen=True)
 class Kit:
     """How a paper's two networks are built and used. All functions take the configuration first."""
@@ -197,13 +204,6 @@ def train_tokenizer(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
         "skipped": skipped_images(source),
         "seconds": round(fitted.seconds, 1),
     }
-
-
-@torch.inference_mode()
-def tokenize(tokenizer: Any, images: Tensor, labels: Tensor, batch_size: int = 200) -> TensorSet:
-    """Images [N, C, H, W] in [0, 1] as sequences of all their tokens."""
-    tokens = torch.cat([torch.cat(tokenizer.encode(batch), 1) for batch in images.split(batch_size)])
-    return TensorSet(tokens=tokens, label=labels)
 
 
 def training_tokens(kit: Kit, config: Any, run: Run, tokenizer: Any) -> TensorSet:

@@ -42,7 +42,7 @@ from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    patch_size: int = 4
+    patch_size: int = 8
     latents: int = 16
     group: int = 4
     encoder: tuple[int, int, int, int] = (128, 3, 4, 512)
@@ -74,7 +74,7 @@ class DetailConfig(TokenConfig):
     """share of the generator's images that hold one"""
     global_weight: float = 0.0
     """of turning the first token towards a frozen network's features of the image"""
-    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(700, 32, 2e-3))
+    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(550, 32, 2e-3))
 
 
 def build_tokenizer(config: DetailConfig) -> DetailFlow:
@@ -250,7 +250,7 @@ def laptop(data: str = "default", correction: bool = True, seed: int = 0) -> Rec
         seed=seed,
         correction=0.5 if correction else 0.0,
         judge=JudgeConfig("pyramid", adversarial_weight=0.1, adversarial_start=0.7),
-        generator_training=TrainConfig(900, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        generator_training=TrainConfig(700, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=1.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)

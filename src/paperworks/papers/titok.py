@@ -1,6 +1,6 @@
 """TiTok (2406.07550): an image as a short sequence of codes without a grid, and masked or random-order generation of them.
 
-paperworks run titok                                 digits in 16 codes, minutes on two cores
+paperworks run titok                                 digits in 12 codes, minutes on two cores
 paperworks run titok --generator rar                 another generator: bert, uvit, rar
 paperworks run titok --data FOLDER                   your own photos
 """
@@ -58,10 +58,10 @@ GeneratorKind = Literal["bert", "uvit", "rar"]
 class ProxyConfig:
     """The MaskGIT-VQGAN whose codes stage 1 predicts and whose decoder stage 2 goes on with."""
 
-    vocab_size: int = 256
+    vocab_size: int = 128
     z_channels: int = 16
     ch: int = 24
-    ch_mult: tuple[int, ...] = (1, 2)
+    ch_mult: tuple[int, ...] = (1, 2, 4)
     num_res_blocks: int = 1
     groups: int = 8
     patch: int = 2
@@ -69,7 +69,7 @@ class ProxyConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    latents: int = 16
+    latents: int = 12
     encoder: tuple[int, int, int] = (128, 3, 4)
     """width, blocks, heads"""
     decoder: tuple[int, int, int] = (128, 3, 4)
@@ -283,7 +283,7 @@ add_verbs(paper, KIT, TiTokConfig)
 
 
 @paper.recipe("laptop")
-def laptop(data: str = "default", generator: GeneratorKind = "bert", latents: int = 16, seed: int = 0) -> Recipe:
+def laptop(data: str = "default", generator: GeneratorKind = "bert", latents: int = 12, seed: int = 0) -> Recipe:
     """All stages on 32-pixel images in minutes on two cores.
 
     Args:
@@ -307,8 +307,8 @@ def laptop(data: str = "default", generator: GeneratorKind = "bert", latents: in
             adversarial=Adversarial(lecam=0.001),
             discriminator_width=16,
         ),
-        tokenizer_training=tokenizer_training(200, 32, 1e-3),
-        generator_training=TrainConfig(900, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        tokenizer_training=tokenizer_training(350, 32, 1.5e-3),
+        generator_training=TrainConfig(600, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=TiTokSampling(guidance=2.0 if rar else 1.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)

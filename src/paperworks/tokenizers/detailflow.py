@@ -20,7 +20,7 @@ from paperworks.layers.autoencoder import to_signed, to_unit
 from paperworks.layers.block_causal import group_causal_mask
 from paperworks.layers.positions import resized_positions
 from paperworks.layers.pretrained import Pretrained, load_official
-from paperworks.layers.transformer import Block, full_attention, fuse_qkv
+from paperworks.layers.transformer import Block, full_attention, fuse_qkv, xavier
 from paperworks.tokenizers.protocol import TokenizerSpec, check_images, fingerprint
 from paperworks.tokenizers.quantizers import Quantized, VectorQuantizer, with_hit_average
 from paperworks.tokenizers.resolution_map import ResolutionMap
@@ -144,6 +144,7 @@ class DetailFlow(nn.Module, Pretrained):
         self.post_quant_conv = nn.Linear(code_dim, second[0])
         self.refine_conv = nn.Linear(code_dim, first[0]) if correction else None
         self.quantize = VectorQuantizer(vocab_size, code_dim, normalize=True, beta=beta, codebook_weight=codebook_weight)
+        xavier(self.modules())
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:

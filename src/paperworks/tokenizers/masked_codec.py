@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperworks.errors import InputError
 from paperworks.tokenizers.dual_quantizer import token_types
@@ -35,11 +35,12 @@ class InpaintingCodec(Protocol):
     def fill(self, tokens: Tensor, images: Tensor, known: Tensor, *, paste: bool = True) -> Tensor: ...
 
 
-class MaskedCodec:
+class MaskedCodec(nn.Module):
     """A tokenizer of one square token map, such as ViT-VQGAN's, as an inpainting codec. Its encoder looks across patches, so
     the hole's black leaks into the features of known patches: that is the loss which PUT's encoder avoids."""
 
     def __init__(self, tokenizer: Any):
+        super().__init__()
         spec = tokenizer.spec
         if len(spec.shapes) != 1 or len(spec.shapes[0]) != 2:
             raise InputError(

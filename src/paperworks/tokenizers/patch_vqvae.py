@@ -271,6 +271,14 @@ class PatchVQVAE(nn.Module, Pretrained):
             return self.decoder(x)
         return self.decoder(x, torch.where(known > 0, to_signed(images), -1.0), known)
 
+    @torch.no_grad()
+    def standardize(self, features: Tensor) -> None:
+        """Rescale the last layer so that these of its outputs [N, code_dim] have mean 0 and deviation 1, as codes that start
+        from N(0, 1) have: untrained features differ by hundredths, and all patches would fall to a few codes."""
+        mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
+        self.quant_conv.weight.div_(deviation[:, None])
+        self.quant_conv.bias.copy_((self.quant_conv.bias - mean) / deviation)
+
     # --- tokens ---
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from paperworks.errors import InputError
 from paperworks.layers.autoencoder import Decoder, maskgit_names, to_signed
 from paperworks.layers.pretrained import Pretrained, load_official
-from paperworks.layers.transformer import Block
+from paperworks.layers.transformer import Block, xavier
 from paperworks.tokenizers.kl_autoencoder import GaussianPosterior
 from paperworks.tokenizers.maskgit_vqgan import MaskGITVQGAN, autoencoder_sizes
 from paperworks.tokenizers.protocol import TokenizerSpec, check_images, fingerprint
@@ -160,11 +160,8 @@ class TiTok(nn.Module, Pretrained):
             self.quantize = GaussianPosterior(kl_weight)
         codes = proxy_codes if target == "proxy" else 0
         self.decoder = TiTokDecoder(image_size, patch_size, latents, second, code_dim, in_channels, codes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        # from the released N(0, 0.02) latents of different images start nearly equal, which costs small runs their steps
+        xavier(self.modules())
         self.pixel_quantize: VectorQuantizer | None = None
         self.pixel_decoder: Decoder | None = None
         if pixel_decoder is not None:
