@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from paperworks import __version__
-from paperworks.cli import browse, checking, output, running
+from paperworks.cli import browse, checking, comparing, output, running
 from paperworks.cli.flags import parse
 from paperworks.errors import InputError, nearest
 
@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[Callable[..., int], str]] = {
     "show": (browse.show, "one paper: what it is, its variants, recipes, verbs and claims"),
     "run": (running.run, "carry out a paper's recipe on your images: train, evaluate, write report.html"),
     "check": (checking.check, "measure a paper's claims and print them beside the paper's numbers"),
+    "compare": (comparing.compare, "train several papers' networks on your images under one budget, side by side"),
     "sample": (running.sample, "make images with what a run trained"),
     "predict": (running.predict, "apply what a run trained to your images"),
     "evaluate": (running.evaluate, "measure what a run trained"),
