@@ -103,6 +103,8 @@ class DetailTraining(TokenizerTraining):
         found = self._against(
             model.decode_signed(features[:, :count], side).float(), target.repeat(copies, 1, 1, 1) if copies > 1 else target
         )
+        if side < model.image_size:  # the discriminator sees all sizes at one
+            found = found._replace(made=resize(found.made, model.image_size), real=resize(found.real, model.image_size))
         if self.teacher is None or self.global_projection is None:
             return found
         with torch.no_grad():
