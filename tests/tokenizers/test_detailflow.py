@@ -80,13 +80,14 @@ def test_prefix_steps_compare_with_the_shrunken_image():
     images = torch.rand(2, 3, 16, 16)
     sides = set()
     for step in range(12):
-        found = learner._compare(learner._quantized(images, Context(step, 20, 0)).features, images)
+        features = learner._quantized(images, Context(step, 20, 0)).features
+        found = learner._compare(features, images)
         count, side = learner._prefix, learner.tokenizer.map.decoded(learner._prefix)
         assert count in learner.tokenizer.map.lengths and found.made.shape == found.real.shape == (2, 3, 16, 16)
         wanted = resize(resize(images, learner.tokenizer.map.resolution(count)), side).clamp(0, 1) * 2 - 1
         assert torch.allclose(found.real, resize(wanted, 16), atol=1e-5)
-        made = learner.tokenizer.decode_prefix(learner.tokenizer.encode(images)[0], count)
-        assert torch.allclose(found.logs["mse"], (made * 2 - 1 - wanted).square().mean(), rtol=0.2)  # but for the clamp
+        made = learner.tokenizer.decode_signed(features[:, :count], side)
+        assert torch.allclose(found.logs["mse"], (made - wanted).square().mean(), rtol=1e-4)
         sides.add(side)
     assert len(sides) > 1
     with pytest.raises(InputError, match="without correction"):
