@@ -47,11 +47,11 @@ def test_tokenizers_and_generators_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(_generation_report, "digit_classifier", lambda folder: Eye())
     monkeypatch.setattr(vqgan_lc, "lite0", Wide)
     words = ["compare", "--task", "generation", "--budget", "1s", "--out", str(tmp_path / "run")]
-    assert main([*words, "--tokenizers", "ViT-VQGAN", "DetailFlow", "--generators", "GPT", "MaskGIT"]) == 0
+    assert main([*words, "--tokenizers", "MaskGIT-VQGAN", "DetailFlow", "--generators", "GPT", "MaskGIT"]) == 0
     found = Run.load(tmp_path / "run").result("report")
     assert len(found["pairs"]) == 4 and all("Frechet distance of samples" in pair for pair in found["pairs"].values())
     assert "nats a token" in found["pairs"]["DetailFlow + GPT"] and "nats a token" not in found["pairs"]["DetailFlow + MaskGIT"]
-    assert (tmp_path / "run" / "table.md").read_text().count("| ViT-VQGAN |") >= 3
+    assert (tmp_path / "run" / "table.md").read_text().count("| MaskGIT-VQGAN |") >= 3
 
 
 def test_peak_memory_counts_what_is_alive_together():

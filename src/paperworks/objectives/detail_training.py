@@ -24,6 +24,9 @@ class DetailTraining(TokenizerTraining):
 
     correction: share of the steps that also plant an error (a near code in the place of one token, or of a group) and train
     the later tokens to make up for it; both sequences are decoded, and their code losses count by how many tokens they have.
+    quantize_from: first step that quantises; before it the decoder reads unit-length features as they are. Published encoders
+    start from a pretrained network, which a small run has not: from nothing, latents that are quantised at once take several
+    times as many steps to say anything about the image.
     teacher: a frozen network with `features` (images in [0, 1] -> [B, D]); the first token is turned towards its answer with
     weight `global_weight` through a small network that is not kept.
     """
@@ -36,6 +39,7 @@ class DetailTraining(TokenizerTraining):
         *,
         prefix_share: float = 0.2,
         correction: float = 1.0,
+        quantize_from: int = 0,
         teacher: Any = None,
         teacher_width: int = 0,
         global_weight: float = 1.0,
@@ -47,6 +51,7 @@ class DetailTraining(TokenizerTraining):
                 raise InputError(f"{name}={share} is a share of the steps, between 0 and 1")
         if correction and tokenizer.refine_conv is None:
             raise InputError("this tokenizer was built without correction: build it with correction=True or train with 0")
+        self.quantize_from = self.seed_step = quantize_from
         self.prefix_share, self.correction, self.global_weight = prefix_share, correction, global_weight
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         channels = tokenizer.quantize.channels
@@ -80,6 +85,9 @@ class DetailTraining(TokenizerTraining):
             length = int(torch.randint(1, longest + 1, (), generator=plan, device=ctx.device))
             self._prefix = model.map.round_up(length)
         z = self._seeded(model.features(images), ctx)
+        if self.training and ctx.step < self.quantize_from:
+            free = F.normalize(z.float(), dim=-1)
+            return Quantized(free, free.new_zeros(()), [model.quantize.encode(z)], [free.detach().flatten(0, 1)])
         clean = model.quantize(z)
         start = model.map.corrupted(self._prefix, plan)
         if not self.training or start is None or float(chance[1]) >= self.correction:

@@ -98,6 +98,7 @@ class TokenizerTraining(Objective):
         self.codebook_weight = codebook_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.revive_every, self.revive_below = revive_every, revive_below
+        self.seed_step = 0
         # of the current step alone, so a resumed run misses nothing:
         self._made: dict[int, tuple[Tensor, Tensor]] = {}  # each micro-batch's made and real images, for the discriminator
         self._tokens: list[tuple[list[Tensor], list[Tensor]]] = []  # each micro-batch's tokens and quantised vectors
@@ -138,8 +139,8 @@ class TokenizerTraining(Objective):
         return self.tokenizer.quantize(self._seeded(self.tokenizer.features(images), ctx))
 
     def _seeded(self, features: Tensor, ctx: Context) -> Tensor:
-        """The same features; in the very first step the code book starts from them."""
-        if self.training and self.revive_every and ctx.step == 0 and ctx.micro == 0:
+        """The same features; in step `seed_step` the code book starts from them."""
+        if self.training and self.revive_every and ctx.step == self.seed_step and ctx.micro == 0:
             everyone = _from_all_processes(features.detach().float(), ctx)
             self.tokenizer.quantize.seed_codes(everyone, _common_generator(ctx, "codes"))
         return features

@@ -25,7 +25,7 @@ from paperworks.generators.random_order import sample_tokens as sample_in_order
 from paperworks.objectives.detail_training import GroupPrediction
 from paperworks.objectives.masked_prediction import MaskedPrediction, RandomOrderPrediction
 from paperworks.objectives.token_prediction import TokenPrediction, negative_log_likelihood
-from paperworks.paper import Recipe, Run, Stage, first_process
+from paperworks.paper import Paper, Recipe, Run, Stage, first_process
 from paperworks.papers import detailflow, titok, vit_vqgan, vqgan_lc
 from paperworks.papers._generation import (
     DIGITS,
@@ -44,6 +44,7 @@ from paperworks.papers._generation import (
 from paperworks.papers._generation_report import Judge, in_batches, reconstruction_numbers, rounded, sample_numbers
 from paperworks.papers._token_recipe import Kit, tokenize
 from paperworks.reporting import Report
+from paperworks.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from paperworks.tokenizers.protocol import reconstruct
 from paperworks.training import TrainConfig, fit
 
@@ -71,30 +72,61 @@ def _vit(config: Any) -> Any:
     return replace(config, tokenizer=replace(config.tokenizer, patch_size=8))  # 16 tokens, as many as the others
 
 
-TOKENIZERS: dict[str, tuple[Any, Callable[[Any], Any], tuple[str, ...]]] = {
-    "ViT-VQGAN": (vit_vqgan, _vit, ("tokenizer_training",)),
-    "VQGAN-LC": (vqgan_lc, lambda config: config, ("tokenizer_training",)),
-    "TiTok": (titok, lambda config: config, ("proxy_training", "latents_training", "tokenizer_training")),
-    "DetailFlow": (detailflow, lambda config: config, ("tokenizer_training",)),
+def _grid(config: titok.TiTokConfig) -> MaskGITVQGAN:
+    return titok.build_proxy(replace(config, proxy=replace(config.proxy, vocab_size=config.tokenizer.vocab_size)))
+
+
+GRID = Kit(
+    "MaskGIT-VQGAN",
+    MaskGITVQGAN,
+    titok.KIT.generator_kind,
+    _grid,
+    titok.KIT.build_generator,
+    titok.KIT.sample,
+    titok.KIT.passes,
+)
+"""TiTok's 2-D proxy by itself, with as many codes as TiTok"""
+
+
+def _judged_codes(config: Any) -> Any:
+    """TiTok's own configuration trains with frozen codes; by itself the proxy trains them."""
+    return replace(config, judge=replace(config.judge, codebook_weight=1.0, adversarial_start=0.7))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    paper: Paper
+    kit: Kit
+    trainings: tuple[str, ...] = ("tokenizer_training",)
+    """that share the budget in the paper's proportions"""
+    change: Callable[[Any], Any] = lambda config: config
+    """of the paper's laptop configuration"""
+
+
+TOKENIZERS = {
+    "ViT-VQGAN": Candidate(vit_vqgan.paper, vit_vqgan.KIT, change=_vit),
+    "VQGAN-LC": Candidate(vqgan_lc.paper, vqgan_lc.KIT),
+    "MaskGIT-VQGAN": Candidate(titok.paper, GRID, change=_judged_codes),
+    "TiTok": Candidate(titok.paper, titok.KIT, ("proxy_training", "latents_training", "tokenizer_training")),
+    "DetailFlow": Candidate(detailflow.paper, detailflow.KIT),
 }
-"""(paper, change of its laptop configuration, trainings that share the budget in the paper's proportions)"""
 
 
 def train_tokenizer(config: CompareTokensConfig, run: Run, name: str) -> Mapping[str, Any]:
-    module, change, trainings = TOKENIZERS[name]
-    kit: Kit = module.KIT
-    own = change(module.paper.recipes["laptop"](data=config.data, seed=config.seed).config)
+    part = TOKENIZERS[name]
+    kit, trainings = part.kit, part.trainings
+    own = part.change(part.paper.recipes["laptop"](data=config.data, seed=config.seed).config)
     own = replace(own, image_size=config.image_size, channels=config.channels)
     stages = [stage for stage in kit.stages if stage.name not in ("generator", "report")]
     folder = run.stage_folder(f"tokenizer {name}")
     pace = _pace(kit, own, folder / "pace", trainings, stages)
     share = config.budget / pace
-    own = replace(own, **{part: _shortened(getattr(own, part), share) for part in trainings})
-    slug = module.paper.slug
+    own = replace(own, **{each: _shortened(getattr(own, each), share) for each in trainings})
+    slug = part.paper.slug
     mine = Run.open(folder / "run", slug=slug, recipe="compare", arguments={}, config=own, command="paperworks compare")
     started = time.perf_counter()
     mine.execute(Recipe(own, stages), say=lambda _: None)
-    steps = {part: getattr(own, part).steps for part in trainings}
+    steps = {each: getattr(own, each).steps for each in trainings}
     return {"seconds": round(time.perf_counter() - started, 1), "steps": steps, "classes": mine.result("tokenizer")["classes"]}
 
 
@@ -120,8 +152,7 @@ def _pace(kit: Kit, config: Any, folder: Any, trainings: tuple[str, ...], stages
 
 
 def tokenizer_of(run: Run, name: str) -> Any:
-    kit: Kit = TOKENIZERS[name][0].KIT
-    return load_part(kit.tokenizer_kind, run.folder / f"tokenizer {name}" / "run" / "tokenizer")
+    return load_part(TOKENIZERS[name].kit.tokenizer_kind, run.folder / f"tokenizer {name}" / "run" / "tokenizer")
 
 
 # --- generators: one width and depth for all --------------------------------------------------------------------------

@@ -112,13 +112,13 @@ class PUTConfig:
     """a folder of mask pictures (white = hole) that four fifths of the training holes come from"""
     codec: CodecConfig = CodecConfig()
     losses: CodecLossConfig = CodecLossConfig()
-    codec_training: TrainConfig = field(default_factory=lambda: tokenizer_training(700, 32, 2e-3))
+    codec_training: TrainConfig = field(default_factory=lambda: tokenizer_training(500, 32, 2e-3))
     transformer: TransformerConfig = TransformerConfig()
     transformer_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(600, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99)
+        default_factory=lambda: TrainConfig(400, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99)
     )
-    filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4))
-    held_out: int = 200
+    filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=8, temperature=1.5))
+    held_out: int = 100
     """crops that are measured"""
 
 

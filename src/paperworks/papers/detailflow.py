@@ -72,9 +72,11 @@ class DetailConfig(TokenConfig):
     """share of the tokenizer's steps that plant and repair an error; 0 trains without"""
     correction_shown: float = 0.3
     """share of the generator's images that hold one"""
+    quantize_from: float = 0.0
+    """share of the tokenizer's training after which features are quantised"""
     global_weight: float = 0.0
     """of turning the first token towards a frozen network's features of the image"""
-    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(550, 32, 2e-3))
+    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(650, 64, 1e-3))
 
 
 def build_tokenizer(config: DetailConfig) -> DetailFlow:
@@ -100,6 +102,7 @@ def build_generator(config: DetailConfig, classes: int) -> GroupParallelTransfor
 
 def learner_options(config: DetailConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"prefix_share": config.prefix_share, "correction": config.correction}
+    options["quantize_from"] = round(config.quantize_from * config.tokenizer_training.steps)
     if config.global_weight:
         options |= {"teacher": lite0(), "teacher_width": 1280, "global_weight": config.global_weight}
     return options
@@ -248,8 +251,9 @@ def laptop(data: str = "default", correction: bool = True, seed: int = 0) -> Rec
         data=data,
         channels=default_channels(data),
         seed=seed,
-        correction=0.5 if correction else 0.0,
-        judge=JudgeConfig("pyramid", adversarial_weight=0.1, adversarial_start=0.7),
+        correction=0.3 if correction else 0.0,
+        quantize_from=0.4,
+        judge=JudgeConfig("pyramid", adversarial_weight=0.1, adversarial_start=0.8),
         generator_training=TrainConfig(700, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=1.5, top_p=0.96),
     )
