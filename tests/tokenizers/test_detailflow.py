@@ -125,3 +125,13 @@ def test_bad_sizes_are_named(tokens, patch, message):
 def test_images_larger_than_trained_are_refused():
     with pytest.raises(InputError, match="at most 16"):
         small().encode(torch.rand(1, 3, 20, 20))
+
+
+def test_before_quantising_all_features_pass_as_they_are():
+    learner = DetailTraining(small(), prefix_share=1.0, correction=1.0, quantize_from=5, revive_every=0).train()
+    images = torch.rand(2, 3, 16, 16)
+    free = learner._quantized(images, Context(4, 20, 0))
+    assert free.features.shape == (2, 8, 4) and float(free.loss) == 0 and learner._prefix == 8
+    assert torch.allclose(free.features.norm(dim=-1), torch.ones(2, 8))
+    later = learner._quantized(images, Context(5, 20, 0))
+    assert float(later.loss) > 0 and learner._prefix < 8

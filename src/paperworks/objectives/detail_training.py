@@ -24,9 +24,9 @@ class DetailTraining(TokenizerTraining):
 
     correction: share of the steps that also plant an error (a near code in the place of one token, or of a group) and train
     the later tokens to make up for it; both sequences are decoded, and their code losses count by how many tokens they have.
-    quantize_from: first step that quantises; before it the decoder reads unit-length features as they are. Published encoders
-    start from a pretrained network, which a small run has not: from nothing, latents that are quantised at once take several
-    times as many steps to say anything about the image.
+    quantize_from: first step that quantises; before it the decoder reads unit-length features as they are, all of them, and
+    only pixels are compared. The published encoder starts from a pretrained network; from nothing, latents that are
+    quantised at once take several times as many steps to say anything about the image.
     teacher: a frozen network with `features` (images in [0, 1] -> [B, D]); the first token is turned towards its answer with
     weight `global_weight` through a small network that is not kept.
     """
@@ -62,7 +62,7 @@ class DetailTraining(TokenizerTraining):
             if teacher is not None
             else None
         )
-        self._prefix = tokenizer.latents  # of this step
+        self._prefix, self._look = tokenizer.latents, True  # of this step: tokens that are decoded, perceptual loss or not
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -80,14 +80,16 @@ class DetailTraining(TokenizerTraining):
         model, plan = self.tokenizer, ctx.rng("prefix")
         chance = torch.rand(2, generator=plan, device=ctx.device)
         self._prefix = model.latents
-        if self.training and float(chance[0]) < self.prefix_share:
+        free = self.training and ctx.step < self.quantize_from
+        if self.training and not free and float(chance[0]) < self.prefix_share:
             longest = model.latents - model.map.group
             length = int(torch.randint(1, longest + 1, (), generator=plan, device=ctx.device))
             self._prefix = model.map.round_up(length)
         z = self._seeded(model.features(images), ctx)
-        if self.training and ctx.step < self.quantize_from:
-            free = F.normalize(z.float(), dim=-1)
-            return Quantized(free, free.new_zeros(()), [model.quantize.encode(z)], [free.detach().flatten(0, 1)])
+        self._look = not free
+        if free:
+            unit = F.normalize(z.float(), dim=-1)
+            return Quantized(unit, unit.new_zeros(()), [model.quantize.encode(z)], [unit.detach().flatten(0, 1)])
         clean = model.quantize(z)
         start = model.map.corrupted(self._prefix, plan)
         if not self.training or start is None or float(chance[1]) >= self.correction:
@@ -108,9 +110,8 @@ class DetailTraining(TokenizerTraining):
             side = model.map.decoded(count)
             target = resize(resize(images, model.map.resolution(count)), side).clamp(0, 1)
         copies = len(features) // len(images)
-        found = self._against(
-            model.decode_signed(features[:, :count], side).float(), target.repeat(copies, 1, 1, 1) if copies > 1 else target
-        )
+        made = model.decode_signed(features[:, :count], side).float()
+        found = self._against(made, target.repeat(copies, 1, 1, 1) if copies > 1 else target, look=self._look)
         if side < model.image_size:  # the discriminator sees all sizes at one
             found = found._replace(made=resize(found.made, model.image_size), real=resize(found.real, model.image_size))
         if self.teacher is None or self.global_projection is None:

@@ -149,14 +149,14 @@ class TokenizerTraining(Objective):
         """What is made of quantised features, beside the images it should be."""
         return self._against(self.tokenizer.decode_signed(features).float(), images)
 
-    def _against(self, made: Tensor, images: Tensor) -> Compared:
-        """made in about [-1, 1], images in [0, 1], of one size."""
+    def _against(self, made: Tensor, images: Tensor, look: bool = True) -> Compared:
+        """made in about [-1, 1], images in [0, 1], of one size. look: with the perceptual loss, if there is one."""
         real = to_signed(images)
         squared = F.mse_loss(made, real)
         loss, logs = self.l2_weight * squared, {"mse": squared}
         if self.l1_weight:
             loss = loss + self.l1_weight * F.l1_loss(made, real)
-        if self.perceptual is not None and self.perceptual_weight:
+        if look and self.perceptual is not None and self.perceptual_weight:
             perceptual = self.perceptual((made + 1) / 2, images)
             loss = loss + self.perceptual_weight * perceptual
             logs["perceptual"] = perceptual

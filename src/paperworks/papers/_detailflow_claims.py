@@ -88,14 +88,14 @@ def against_var(bench: Bench, rounds: int = 3) -> Measured:
 
 # --- trained small ----------------------------------------------------------------------------------------------------
 
-STEPS = {"tokenizer": 400, "generator": 300}
+STEPS = {"tokenizer": 600, "generator": 300}
 SIZES: dict[str, Any] = {"vocab_size": 512, "in_channels": 1}
 
 
 def _tokenizer(bench: Bench, name: str, seed: int, **options: Any) -> DetailFlow:
     torch.manual_seed(seed)
     model = DetailFlow(32, 8, 16, 4, (128, 3, 4, 512), (128, 3, 4, 512), **SIZES)
-    options["quantize_from"] = STEPS["tokenizer"] * 2 // 5
+    options["quantize_from"] = STEPS["tokenizer"] // 2
     learner = DetailTraining(model, perceptual=perceptual_loss("pyramid"), **options)
     steps = TrainConfig(STEPS["tokenizer"], 64, optimizers={"main": adamw(1e-3)}, clip=1.0, checkpoint_every=10**9)
     data = training_images(open_split("default", "train", channels=1), 32, seed, 64)
