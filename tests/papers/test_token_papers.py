@@ -119,7 +119,10 @@ def test_a_run_on_digits_leaves_numbers_pictures_and_a_page(slug, tmp_path):
     assert json.loads((run.folder / "run.json").read_text())["finished"]
 
 
-@pytest.mark.parametrize("slug", list(SHRINK))
+MOST = [slug if slug == "titok" else pytest.param(slug, marks=pytest.mark.slow) for slug in SHRINK]
+
+
+@pytest.mark.parametrize("slug", MOST)
 def test_a_folder_with_broken_pictures_works_and_a_stage_resumes_to_the_same_weights(slug, jpeg_folder, tmp_path):
     config = tiny(slug, str(jpeg_folder))
     whole = carry_out(slug, tmp_path / "whole", config)
