@@ -44,20 +44,20 @@ def transcribed(model: MaskedTransformer, labels: Tensor, draws: Draws, settings
 
 def run() -> list[Row]:
     torch.manual_seed(0)
-    rows = []
-    for what, model, settings in (
-        ("TiTok-L-32's generator, 8 steps, 1 image", MaskedTransformer(1000, 32, 4096, 768, 24, 16), MaskedSampling()),
-        ("the same, 4 images", MaskedTransformer(1000, 32, 4096, 768, 24, 16), MaskedSampling()),
-    ):
-        model.eval()
-        labels = torch.arange(1 if "1 image" in what else 4)
-        ours = sample(model, labels, Draws.seeded(0, len(labels)), settings)
-        theirs = transcribed(model, labels, Draws.seeded(0, len(labels)), settings)
-        agree = float((ours == theirs).float().mean())
-        ratio = compare(
-            lambda: sample(model, labels, Draws.seeded(0, len(labels)), settings),  # noqa: B023  (called at once)
-            lambda: transcribed(model, labels, Draws.seeded(0, len(labels)), settings),  # noqa: B023
-            rounds=7,
-        )
-        rows.append(Row(what, "one pass of both", "two passes", ratio, target=1.3, note=f"tokens equal: {agree:.1%}"))
-    return rows
+    model = MaskedTransformer(1000, 32, 4096, 768, 24, 16).eval()
+    return [_row(model, images) for images in (1, 4)]
+
+
+def _row(model: MaskedTransformer, images: int) -> Row:
+    labels, settings = torch.arange(images), MaskedSampling()
+
+    def ours() -> Tensor:
+        return sample(model, labels, Draws.seeded(0, images), settings)
+
+    def theirs() -> Tensor:
+        return transcribed(model, labels, Draws.seeded(0, images), settings)
+
+    agree = float((ours() == theirs()).float().mean())
+    what = f"TiTok-L-32's generator, 8 steps, images: {images}"
+    note = f"tokens equal: {agree:.1%}"
+    return Row(what, "one pass of both", "two passes", compare(ours, theirs, rounds=7), target=1.3, note=note)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paperworks.errors import InputError
-from paperworks.objectives.detail_training import DetailTraining
+from paperworks.objectives.detail_training import DetailTraining, training_sequences
 from paperworks.tokenizers.detailflow import DetailFlow
 from paperworks.tokenizers.protocol import Tokenizer
 from paperworks.tokenizers.resolution_map import ResolutionMap, resize
@@ -135,3 +135,12 @@ def test_before_quantising_all_features_pass_as_they_are():
     assert torch.allclose(free.features.norm(dim=-1), torch.ones(2, 8))
     later = learner._quantized(images, Context(5, 20, 0))
     assert float(later.loss) > 0 and learner._prefix < 8
+
+
+def test_training_sequences_pair_an_error_with_what_repairs_it():
+    model, images = small(), torch.rand(5, 3, 16, 16)
+    found = training_sequences(model, images, torch.Generator().manual_seed(0), batch_size=2)
+    assert set(found) == {"tokens", "erring", "repaired"} and all(part.shape == (5, 8) for part in found.values())
+    assert torch.equal(found["tokens"], model.encode(images)[0])
+    assert bool((found["erring"] != found["repaired"]).any())
+    assert set(training_sequences(model, images, torch.Generator(), correction=False)) == {"tokens"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -15,7 +17,7 @@ from paperworks.objectives.tokenizer_training import Compared, TokenizerTraining
 from paperworks.tokenizers.detailflow import NEAREST, DetailFlow
 from paperworks.tokenizers.quantizers import Quantized
 from paperworks.tokenizers.resolution_map import resize
-from paperworks.training.objective import Batch, Context, Losses
+from paperworks.training.objective import Batch, Context, Losses, Phase
 
 
 class DetailTraining(TokenizerTraining):
@@ -70,11 +72,11 @@ class DetailTraining(TokenizerTraining):
             self.teacher.eval()
         return self
 
-    def phases(self) -> Any:
+    def phases(self) -> Sequence[Phase]:
         first, *rest = super().phases()
         if self.global_projection is None:
             return (first, *rest)
-        return (type(first)(first.name, modules=("tokenizer", "global_projection"), optimizer=first.optimizer), *rest)
+        return (replace(first, modules=("tokenizer", "global_projection")), *rest)
 
     def _quantized(self, images: Tensor, ctx: Context) -> Quantized:
         model, plan = self.tokenizer, ctx.rng("prefix")
@@ -121,6 +123,27 @@ class DetailTraining(TokenizerTraining):
         turned = self.global_projection(features[: len(images), 0])
         loss = -F.cosine_similarity(turned, wanted, dim=-1).mean()
         return Compared(found.made, found.real, found.loss + self.global_weight * loss, found.logs | {"global": loss})
+
+
+@torch.inference_mode()
+def training_sequences(
+    tokenizer: DetailFlow, images: Tensor, generator: torch.Generator, *, correction: bool = True, batch_size: int = 200
+) -> dict[str, Tensor]:
+    """What `GroupPrediction` is trained on: the `tokens` [N, L] of images, and with correction, each batch at a random place,
+    `erring` sequences and what they should be followed by, `repaired`."""
+    found: dict[str, list[Tensor]] = {"tokens": []}
+    for batch in images.split(batch_size):
+        z = tokenizer.features(batch)
+        clean = tokenizer.quantize(z)
+        found["tokens"].append(clean.indices[0])
+        start = tokenizer.map.corrupted(tokenizer.latents, generator) if correction else None
+        if start is None:
+            continue
+        ranks = torch.randint(min(NEAREST, tokenizer.vocab_size), z.shape[:2], generator=generator)
+        mended = tokenizer.corrupt(batch, z, clean, start, ranks)
+        found.setdefault("erring", []).append(mended.inputs)
+        found.setdefault("repaired", []).append(mended.label)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 class GroupPrediction(TokenPrediction):

@@ -29,6 +29,7 @@ from paperworks.papers._classification import (
 )
 from paperworks.reporting import Report
 from paperworks.reporting.style import styled
+from paperworks.training import read_metrics
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,6 @@ def pareto_figure(points: list[Point]) -> Any:
 
 
 def _curves(config: CompareNetworksConfig, run: Run) -> dict[str, tuple[list[float], list[float]]]:
-    from paperworks.training import read_metrics
-
     found = {}
     for slug in config.networks:
         rows = [row for row in read_metrics(run.folder / slug / "run" / "train") if "eval/top1" in row]

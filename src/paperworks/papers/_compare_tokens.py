@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperworks.analysis.metrics import frechet_distance
 from paperworks.errors import InputError, nearest
 from paperworks.generators.draws import Draws
 from paperworks.generators.gpt import GPT
@@ -343,8 +344,6 @@ def write_report(config: CompareTokensConfig, run: Run) -> Mapping[str, Any]:
 
 
 def judge_distance(judge: Judge, real: Tensor, made: Tensor) -> float:
-    from paperworks.analysis.metrics import frechet_distance
-
     return frechet_distance(judge.features(real), judge.features(made))
 
 

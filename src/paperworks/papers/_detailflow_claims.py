@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from statistics import geometric_mean, mean
 from typing import Any
 
@@ -10,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperworks.analysis.timing import alternate
+from paperworks.analysis.timing import Work, alternate
 from paperworks.generators.draws import Draws
 from paperworks.generators.group_parallel import GroupParallelTransformer, sample_tokens
 from paperworks.generators.next_scale import SCALES_256, NextScaleTransformer
 from paperworks.generators.next_scale_sampling import sample as sample_var
-from paperworks.objectives.detail_training import DetailTraining, GroupPrediction
+from paperworks.objectives.detail_training import DetailTraining, GroupPrediction, training_sequences
 from paperworks.paper import Bench, Measured, write_json
 from paperworks.papers._generation import (
     TensorSet,
@@ -48,42 +50,50 @@ def tokens_of_image() -> Measured:
 # --- timed at published sizes, random weights -------------------------------------------------------------------------
 
 
-def parallel_speed(bench: Bench, rounds: int = 3) -> Measured:
+def parallel_speed(bench: Bench) -> Measured:
     torch.manual_seed(0)
     grouped = GroupParallelTransformer(tokens=128, group=8).eval()
     single = GroupParallelTransformer(tokens=128, group=1).eval()
-    label = torch.tensor([0])
-    works = {
-        name: lambda model=model: sample_tokens(model, label, Draws.seeded(0, 1))
-        for name, model in (("groups", grouped), ("singly", single))
-    }
-    times = alternate(works, rounds=rounds, warmup=0)
+
+    def sampling(model: GroupParallelTransformer, seed: int) -> Work:
+        return lambda: sample_tokens(model, torch.tensor([0]), Draws.seeded(seed, 1))
+
+    times = _in_turns(bench, lambda seed: {"groups": sampling(grouped, seed), "singly": sampling(single, seed)})
     ratios = [slow / fast for fast, slow in zip(times["groups"], times["singly"])]
     words = f"{grouped.passes} passes {mean(times['groups']):.2f} s, {single.passes} passes {mean(times['singly']):.2f} s"
     scale = f"GPT-L, 128 tokens, one guided image, float32, {torch.get_num_threads()} threads, random weights, both cached"
-    return Measured(geometric_mean(ratios), scale, words, ratios, list(range(rounds)), {"passes": grouped.passes}, "x")
+    return Measured(geometric_mean(ratios), scale, words, ratios, list(bench.seeds), {"passes": grouped.passes}, "x")
 
 
-def against_var(bench: Bench, rounds: int = 3) -> Measured:
+def _in_turns(bench: Bench, works: Callable[[int], dict[str, Work]]) -> dict[str, list[float]]:
+    """Seconds of each work, once for every seed."""
+    times: dict[str, list[float]] = {}
+    for seed in bench.seeds:
+        for name, found in alternate(works(seed), rounds=1, warmup=int(seed == bench.seeds[0])).items():
+            times.setdefault(name, []).extend(found)
+    return times
+
+
+def against_var(bench: Bench) -> Measured:
     torch.manual_seed(0)
     ours, decoder = GroupParallelTransformer().eval(), DetailFlow().eval()
     var, vqvae = NextScaleTransformer(depth=16).eval(), MultiScaleVQVAE().eval()
     label = torch.tensor([0])
 
     @torch.inference_mode()
-    def detailflow() -> Tensor:
-        return decoder.decode([sample_tokens(ours, label, Draws.seeded(0, 1))])
+    def detailflow(seed: int) -> Tensor:
+        return decoder.decode([sample_tokens(ours, label, Draws.seeded(seed, 1))])
 
     @torch.inference_mode()
-    def next_scale() -> Tensor:
-        made = sample_var(var, vqvae, label, Draws.seeded(0, 1), guidance=1.5)
+    def next_scale(seed: int) -> Tensor:
+        made = sample_var(var, vqvae, label, Draws.seeded(seed, 1), guidance=1.5)
         return vqvae.decode_features(made.features)
 
-    times = alternate({"DetailFlow": detailflow, "VAR": next_scale}, rounds=rounds, warmup=1)
+    times = _in_turns(bench, lambda seed: {"DetailFlow": partial(detailflow, seed), "VAR": partial(next_scale, seed)})
     ratios = [slow / fast for fast, slow in zip(times["DetailFlow"], times["VAR"])]
     words = f"DetailFlow with GPT-L {mean(times['DetailFlow']):.2f} s, VAR-d16 {mean(times['VAR']):.2f} s an image"
     scale = f"one guided 256-pixel image and its decoding, float32, {torch.get_num_threads()} threads, random weights"
-    return Measured(geometric_mean(ratios), scale, words, ratios, list(range(rounds)), unit="x")
+    return Measured(geometric_mean(ratios), scale, words, ratios, list(bench.seeds), unit="x")
 
 
 # --- trained small ----------------------------------------------------------------------------------------------------
@@ -167,19 +177,8 @@ def correction_helps(bench: Bench) -> Measured:
 def _generator(bench: Bench, name: str, seed: int, tokenizer: DetailFlow, correct: bool) -> GroupParallelTransformer:
     source = open_split("default", "train", channels=1)
     images = torch.cat([framed_at_random(source, 32, seed + copy) for copy in (1, 2)])
-    columns: dict[str, list[Tensor]] = {"tokens": [], "erring": [], "repaired": []}
-    draw = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
-        for batch in images.split(200):
-            z = tokenizer.features(batch)
-            clean = tokenizer.quantize(z)
-            columns["tokens"].append(clean.indices[0])
-            if correct:
-                start = tokenizer.map.corrupted(16, draw) or 0
-                found = tokenizer.corrupt(batch, z, clean, start, torch.randint(50, z.shape[:2], generator=draw))
-                columns["erring"].append(found.inputs)
-                columns["repaired"].append(found.label)
-    data = TensorSet(**{key: torch.cat(parts) for key, parts in columns.items() if parts}, label=labels_of(source).repeat(2))
+    columns = training_sequences(tokenizer, images, torch.Generator().manual_seed(seed), correction=correct)
+    data = TensorSet(**columns, label=labels_of(source).repeat(2))
     torch.manual_seed(seed)
     model = GroupParallelTransformer(10, 16, 512, 128, 4, 4, group=4, multiple_of=64, dropout=0.0)
     steps = TrainConfig(STEPS["generator"], 64, optimizers={"main": adamw(2e-3)}, clip=1.0, checkpoint_every=10**9)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from paperworks.analysis.features import lite0
 from paperworks.data import ImageSource, Transformed, open_images, random_crops
 from paperworks.data.masks import HoleConfig, WithHoles, draw_holes
 from paperworks.data.transforms import Drawn, resize_shorter, to_float, train_crop
@@ -201,8 +202,6 @@ def content_style(name: str) -> ContentStyle | None:
         return None
     if name == "vgg19":
         return ContentStyle(VGG19Maps(), VGG19Maps.CONTENT, VGG19Maps.STYLE)
-    from paperworks.analysis.features import lite0
-
     return ContentStyle(FirstMaps(lite0()))
 
 

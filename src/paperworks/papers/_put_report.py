@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from paperworks.analysis.metrics import frechet_distance
 from paperworks.data.masks import draw_hole
 from paperworks.data.transforms import resize_shorter, to_float
 from paperworks.generators.draws import Draws
@@ -137,8 +138,6 @@ def evaluate(config: PUTConfig, run: Run, data: str | None = None) -> dict[str, 
     }
     judge = Judge.of(config.data, run.stage_folder("judge"))
     if len(images) > 2:
-        from paperworks.analysis.metrics import frechet_distance
-
         features = judge.features(images)
         for name, candidates in {
             "completions": made,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from statistics import mean
 from typing import Any
 
@@ -149,9 +148,9 @@ def _errors(bench: Bench, seed: int) -> dict[str, float]:
 
 
 def _train(bench: Bench, learner: TokenizerTraining, steps: int, name: str, seed: int) -> None:
-    config = TrainConfig(steps, BATCH, optimizers={"main": adamw(2e-3)}, clip=1.0, seed=seed)
+    config = TrainConfig(steps, BATCH, optimizers={"main": adamw(2e-3)}, clip=1.0, seed=seed, checkpoint_every=10**9)
     data = training_images(open_split("default", "train", channels=1), 32, seed, BATCH)
-    fit(learner, data, replace(config, checkpoint_every=10**9), bench.folder / name, label=name)
+    fit(learner, data, config, bench.folder / name, label=name)
 
 
 def _cost(tokenizer: Any) -> int:

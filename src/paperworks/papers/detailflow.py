@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from paperworks.analysis.features import lite0
 from paperworks.generators.draws import Draws
 from paperworks.generators.group_parallel import GroupParallelTransformer, sample_tokens
-from paperworks.objectives.detail_training import DetailTraining, GroupPrediction
+from paperworks.objectives.detail_training import DetailTraining, GroupPrediction, training_sequences
 from paperworks.objectives.token_prediction import TokenPrediction
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Variant, at_least, at_most, equals
 from paperworks.papers import _detailflow_claims as measure
@@ -35,7 +35,7 @@ from paperworks.papers._generation import (
 from paperworks.papers._generation_report import chosen_labels, in_batches, spread_over
 from paperworks.papers._token_recipe import JudgeConfig, Kit, SampleConfig, TokenConfig, add_verbs, settings
 from paperworks.reporting import Report, save_grid
-from paperworks.tokenizers.detailflow import NEAREST, DetailFlow
+from paperworks.tokenizers.detailflow import DetailFlow
 from paperworks.tokenizers.resolution_map import ResolutionMap
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -108,24 +108,10 @@ def learner_options(config: DetailConfig) -> dict[str, Any]:
     return options
 
 
-@torch.inference_mode()
 def columns(config: DetailConfig, tokenizer: DetailFlow, images: Tensor, labels: Tensor) -> TensorSet:
     """Clean sequences, and for each one with a planted error: what is read and what should follow."""
     generator = torch.Generator().manual_seed(config.seed)
-    found: dict[str, list[Tensor]] = {"tokens": [], "erring": [], "repaired": []}
-    for batch in images.split(200):
-        z = tokenizer.features(batch)
-        clean = tokenizer.quantize(z)
-        found["tokens"].append(clean.indices[0])
-        if not config.correction:
-            continue
-        start = tokenizer.map.corrupted(tokenizer.latents, generator)
-        assert start is not None
-        ranks = torch.randint(min(NEAREST, tokenizer.vocab_size), z.shape[:2], generator=generator)
-        mended = tokenizer.corrupt(batch, z, clean, start, ranks)
-        found["erring"].append(mended.inputs)
-        found["repaired"].append(mended.label)
-    return TensorSet(**{name: torch.cat(parts) for name, parts in found.items() if parts}, label=labels)
+    return TensorSet(**training_sequences(tokenizer, images, generator, correction=config.correction > 0), label=labels)
 
 
 def objective(config: DetailConfig, model: Any, tokenizer: DetailFlow, data: TensorSet) -> TokenPrediction:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from paperworks.data import open_images
@@ -251,8 +252,6 @@ def _opened(image: Path, mask: Path | None, channels: int, shorter_side: int | N
 
 
 def _write(image: Tensor, path: Path) -> None:
-    from PIL import Image
-
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
 

@@ -8,6 +8,7 @@ it and find the later codes that make up for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -272,13 +273,18 @@ class DetailFlow(nn.Module, Pretrained):
             )
 
 
+@dataclass(frozen=True)
 class Corrected:
     """Features [B, n, code_dim] with an error at start:end and repaired codes after it; what a generator reads (`inputs`) and
     should predict (`label`), int64 [B, n]."""
 
-    def __init__(self, features: Tensor, repaired: Quantized, inputs: Tensor, label: Tensor, start: int, end: int):
-        self.features, self.repaired, self.inputs, self.label = features, repaired, inputs, label
-        self.start, self.end = start, end
+    features: Tensor
+    repaired: Quantized
+    """of the later codes alone"""
+    inputs: Tensor
+    label: Tensor
+    start: int
+    end: int
 
 
 def _size(given: Sequence[int]) -> tuple[int, int, int, int]:
