@@ -308,7 +308,7 @@ def laptop(data: str = "default", generator: GeneratorKind = "bert", latents: in
             discriminator_width=16,
         ),
         tokenizer_training=tokenizer_training(350, 32, 1.5e-3),
-        generator_training=TrainConfig(600, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        generator_training=TrainConfig(540, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=TiTokSampling(guidance=2.0 if rar else 1.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)
