@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vovnet39": VOVNET,
     "ese_vovnet19b_dw": VOVNET,
     "eca_vovnet39b": VOVNET,
+    "cswin_tiny": {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "heads": (2, 2, 4, 4), "stripes": (1, 2, 3, None)},
 }
 
 

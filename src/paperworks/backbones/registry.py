@@ -20,7 +20,19 @@ from torch import nn
 from paperworks.backbones.protocol import Backbone
 from paperworks.errors import InputError, nearest
 
-MODULES = ("inceptionnext", "cifar", "resnet", "densenet", "simplenet", "vovnet")
+MODULES = (
+    "inceptionnext",
+    "cifar",
+    "resnet",
+    "densenet",
+    "simplenet",
+    "vovnet",
+    "unireplknet",
+    "replknet",
+    "resformer",
+    "t2t_vit",
+    "cswin",
+)
 """modules of this room that have a table ENTRIES"""
 
 IMAGENET = {
