@@ -24,6 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "vovnet39": VOVNET,
     "ese_vovnet19b_dw": VOVNET,
     "eca_vovnet39b": VOVNET,
+    "unireplknet_t": {"depths": (1, 1, 2, 1), "dims": (8, 12, 16, 20), "kernel_sizes": (3, 9, (13, 3), 7), "layer_scale": 1.0},
+    "replknet_31b": {"large_kernel_sizes": (15, 13, 9, 7), "layers": (1, 1, 1, 1), "channels": (8, 12, 16, 20)},
     "cswin_tiny": {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "heads": (2, 2, 4, 4), "stripes": (1, 2, 3, None)},
 }
 

@@ -27,6 +27,7 @@ MODULES = (
     "densenet",
     "simplenet",
     "vovnet",
+    "nasnet",
     "unireplknet",
     "replknet",
     "resformer",

@@ -17,26 +17,11 @@ from paperworks.backbones.protocol import Backbone, per_stage
 from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
 from paperworks.layers.channel_attention import EffectiveSqueezeExcite, EfficientChannelAttention
+from paperworks.layers.convolution import ConvNorm
 from paperworks.layers.drop_path import DropPath, linear_rates
 from paperworks.layers.pretrained import load_official
 
 Attention = Literal["", "ese", "eca"]
-
-
-class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
-
-    norm_pairs = (("conv", "bn"),)
-
-    def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, activation: bool = True):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
-        return F.relu(x, inplace=not torch.is_grad_enabled()) if self.activation else x
 
 
 class SeparableConvNorm(nn.Module):

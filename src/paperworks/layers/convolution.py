@@ -1,4 +1,5 @@
-"""Depthwise token mixers that keep the map's size: all channels, a part of them, or the Inception split into four branches."""
+"""Convolution with batch norm, and depthwise token mixers that keep the map's size: all channels, a part of them, or the
+Inception split into four branches."""
 
 from __future__ import annotations
 
@@ -7,6 +8,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
+from paperworks.layers.same_padding import same_pads, sizes_vary
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias and with padding size // 2, batch norm, and ReLU where `activation`."""
+
+    norm_pairs = (("conv", "bn"),)
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, activation: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return F.relu(x, inplace=not torch.is_grad_enabled()) if self.activation else x
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -21,13 +39,13 @@ class SameConv2d(nn.Conv2d):
     """TensorFlow's "SAME": output size ceil(input / stride), the odd pixel of padding on the right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pads: list[int] = []
-        for size, kernel, stride, dilation in zip(
-            x.shape[:1:-1], *(v[::-1] for v in (self.kernel_size, self.stride, self.dilation))
-        ):
-            total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
-            pads += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, pads) if any(pads) else x)
+        (above, below), (left, right) = (same_pads(*side) for side in zip(x.shape[2:], *self._sides()))
+        if not sizes_vary() and (above, left) == (below, right):
+            return F.conv2d(x, self.weight, self.bias, self.stride, (above, left), self.dilation, self.groups)
+        return super().forward(F.pad(x, (left, right, above, below)))
+
+    def _sides(self) -> tuple[tuple[int, ...], ...]:
+        return self.kernel_size, self.stride, self.dilation
 
 
 class PartialConv2d(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,25 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         rows = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return rows.permute(0, 3, 1, 2)
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN (2301.00808, section 3): [N, H, W, C] -> (gamma * G / mean(G) + 1) * x + beta, G the norm of each channel's map."""
+
+    def __init__(self, channels: int, bias: bool = True, eps: float = 1e-6):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale(x)
+        return x * scale if self.beta is None else torch.addcmul(self.beta, x, scale)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """What x is multiplied with: [N, 1, 1, C]."""
+        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        return torch.addcmul(torch.ones_like(self.gamma), self.gamma, response / (response.mean(-1, keepdim=True) + self.eps))
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
