@@ -1,4 +1,7 @@
-"""Stochastic depth (1603.09382): in training each sample skips a residual branch with a given probability."""
+"""Stochastic depth (1603.09382): in training each sample skips a residual branch with a given probability.
+
+`ScheduledDropPath` (1707.07012) lets the probability grow while training goes on; `Classify` tells it how far that is.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,42 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
-def drop_samples(x: Tensor, rate: float, uniform: Tensor) -> Tensor:
+class ScheduledDropPath(DropPath):
+    """DropPath whose probability grows linearly over training: `rate` is reached at its end (1707.07012, section 3).
+
+    How far training is, from 0 to 1, is told with `set_progress`; a network that nobody tells drops nothing.
+    """
+
+    progress: Tensor
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__(rate)
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        rate = self.progress.to(x.dtype) * self.rate
+        return drop_samples(x, rate, torch.rand(len(x), dtype=x.dtype, device=x.device))
+
+
+def set_progress(network: nn.Module, step: int, steps: int) -> None:
+    """Tell every ScheduledDropPath in `network` that training is at `step` of `steps`."""
+    share = min(1.0, step / steps)
+    for module in network.modules():
+        if isinstance(module, ScheduledDropPath):
+            module.progress.fill_(share)
+
+
+def kept_share(keep: float, depth: float = 1.0, progress: float = 1.0) -> float:
+    """The probability of keeping a path: `keep` in the last cell at the end of training, nearer to 1 earlier.
+
+    depth: (cell + 1) / cells; 1 for a schedule over steps only. progress: step / steps; 1 for a schedule over depth only.
+    """
+    return 1 - min(1.0, progress) * depth * (1 - keep)
+
+
+def drop_samples(x: Tensor, rate: float | Tensor, uniform: Tensor) -> Tensor:
     """Samples whose number in `uniform` [N] (from [0, 1)) lies below `rate` become 0, the others are divided by 1 - rate."""
     kept = (uniform >= rate).to(x.dtype) / (1 - rate)
     return x * kept.view(-1, *[1] * (x.ndim - 1))
