@@ -25,6 +25,7 @@ MODULES = (
     "cifar",
     "resnet",
     "densenet",
+    "kimianet",
     "simplenet",
     "vovnet",
     "nasnet",
