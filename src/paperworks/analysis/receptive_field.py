@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def effective_receptive_field(
 ) -> ReceptiveField:
     """network: one with `forward_features`, or a function images -> last feature map. images: [3, H, W] each, as the network
     takes them. Put the network into evaluation mode first; its weights get no gradients."""
-    features: Features = network.forward_features if isinstance(network, nn.Module) else network
+    features: Any = network.forward_features if isinstance(network, nn.Module) else network
     total, count = None, 0
     for image in images:
         contribution = centre_gradient(features, image[None] if image.ndim == 3 else image)

@@ -27,7 +27,7 @@ class LargeKernelBlock(nn.Module):
         self, channels: int, width: int, kernel_size: int, small_kernel: int | None, drop_path: float, deploy: bool = False
     ):
         super().__init__()
-        self.prelkb_bn = nn.BatchNorm2d(channels)
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = ConvNorm(channels, width, 1)
         branches = [] if small_kernel is None else [(small_kernel, 1)]
         self.large_kernel: nn.Module = (
@@ -58,7 +58,7 @@ class ConvFFN(nn.Module):
 
     def __init__(self, channels: int, hidden: int, drop_path: float):
         super().__init__()
-        self.preffn_bn = nn.BatchNorm2d(channels)
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = ConvNorm(channels, hidden, 1, activation=False)
         self.pw2 = ConvNorm(hidden, channels, 1, activation=False)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -75,8 +75,9 @@ class ConvFFN(nn.Module):
 def _fold_around(before: nn.Module, *layers: ConvNorm) -> nn.Module:
     """Fold each layer's norm, and the norm before the first; what takes that norm's place."""
     for layer in layers:
-        fold_after(layer.conv, layer.bn)
-        layer.bn = nn.Identity()
+        if isinstance(layer.bn, nn.BatchNorm2d):
+            fold_after(layer.conv, layer.bn)
+            layer.bn = nn.Identity()
     if isinstance(before, nn.BatchNorm2d) and fold_before(before, layers[0].conv):
         return nn.Identity()
     return before

@@ -19,7 +19,7 @@ class ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, activation: bool = True):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn: nn.Module = nn.BatchNorm2d(outputs)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
