@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperworks.backbones.fused import Plan
+from paperworks.backbones.fused_tokens import FusedBlock
 from paperworks.errors import InputError
 from paperworks.layers.adaln_transformer import Attend
 from paperworks.layers.channel_attention import LinearSqueezeExcite
@@ -68,6 +70,11 @@ class T2TBlock(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         dropout = self.attn_drop if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
+
+    def for_inference(self, plan: Plan) -> nn.Module:
+        if type(self) is T2TBlock and type(self.attn) is Attention and isinstance(self.mlp, FeedForward):
+            return FusedBlock(self.norm1, self.attn, self.norm2, self.mlp, plan, self.scale)
+        return self
 
 
 class SqueezedAttention(Attention):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperworks.backbones.fused import Plan
+from paperworks.backbones.fused_tokens import FusedMlp, packed, packed_after_norm
 from paperworks.errors import InputError
 from paperworks.layers.transformer import FeedForward
 
@@ -48,29 +50,42 @@ class TokenStep(nn.Module):
     """Soft split, attention of the windows, back to a map: [N, C, H, W] -> [N, width, h, w].
 
     The windows are wider (C * kernel^2) than the tokens, so the attention's values, not its input, are what is added to its
-    result. `mix` is the subclass's: normed windows [N, h * w, C * kernel^2] -> tokens [N, h * w, width].
+    result. A subclass has the layers and `attend`.
     """
 
-    def __init__(self, channels: int, width: int, window: Window):
+    mlp: nn.Module
+
+    def __init__(self, channels: int, width: int, window: Window, dropout: float = 0.0):
         super().__init__()
         kernel, stride, padding = window
         self.channels, self.kernel, self.stride, self.padding = channels, kernel, stride, padding
         self.norm1 = nn.LayerNorm(channels * kernel**2)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp: nn.Module
+        self.dropout = dropout
 
-    def mix(self, x: Tensor) -> Tensor:
+    def products(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        """Windows -> three times the width with the values last, the attention's output, and the MLP's two."""
+        raise NotImplementedError
+
+    def attend(self, projected: Tensor) -> Tensor:
+        """[N, L, 3 * width] -> mixed values [N, L, width]."""
         raise NotImplementedError
 
     def split(self, x: Tensor) -> Tensor:
         return soft_split(x, self.kernel, self.stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        into, out, *_ = self.products()
         windows = self.split(x)
         height, width = windows.shape[1:3]
-        tokens = self.mix(self.norm1(windows.flatten(1, 2)))
-        tokens = tokens + self.mlp(self.norm2(tokens))
-        return as_map(tokens, height, width)
+        projected = into(self.norm1(windows.flatten(1, 2)))
+        values = projected.chunk(3, -1)[2]
+        mixed = out(self.attend(projected).to(values.dtype))
+        tokens = values + F.dropout(mixed, self.dropout, self.training)
+        return as_map(tokens + self.mlp(self.norm2(tokens)), height, width)
+
+    def for_inference(self, plan: Plan) -> nn.Module:
+        return FusedTokenStep(self, plan)
 
 
 class TokenTransformer(TokenStep):
@@ -79,25 +94,19 @@ class TokenTransformer(TokenStep):
 
     def __init__(self, channels: int, width: int, window: Window):
         super().__init__(channels, width, window)
-        self.attn = WindowAttention(channels * window[0] ** 2, width)
-        self.mlp = FeedForward(width, width)
-
-    def mix(self, x: Tensor) -> Tensor:
-        return self.attn(x)
-
-
-class WindowAttention(nn.Module):
-    """[N, L, inputs] -> [N, L, width]: values + projected attention."""
-
-    def __init__(self, inputs: int, width: int):
-        super().__init__()
+        inputs = channels * window[0] ** 2
         self.scale = inputs**-0.5
-        self.qkv = nn.Linear(inputs, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(inputs, 3 * width, bias=False), "proj": nn.Linear(width, width)})
+        self.mlp: FeedForward = FeedForward(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
-        return (v + self.proj(F.scaled_dot_product_attention(q, k, v, scale=self.scale)))[:, 0]
+    def products(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        qkv, proj = self.attn["qkv"], self.attn["proj"]
+        assert isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear)
+        return qkv, proj, self.mlp.fc1, self.mlp.fc2
+
+    def attend(self, projected: Tensor) -> Tensor:
+        q, k, v = projected[:, None].chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)[:, 0]
 
 
 class TokenPerformer(TokenStep):
@@ -108,20 +117,55 @@ class TokenPerformer(TokenStep):
     """
 
     def __init__(self, channels: int, width: int, window: Window, *, features: int | None = None, dropout: float = 0.1):
-        super().__init__(channels, width, window)
-        features = features or width // 2
+        super().__init__(channels, width, window, dropout)
+        features = features or max(1, width // 2)
         self.kqv = nn.Linear(channels * window[0] ** 2, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.Dropout(dropout))
-        self.dropout = dropout
+        self.mlp: nn.Sequential = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.Dropout(dropout)
+        )
         self.w = nn.Parameter(torch.empty(features, width), requires_grad=False)
         nn.init.orthogonal_(self.w, gain=math.sqrt(features))
 
-    def mix(self, x: Tensor) -> Tensor:
-        kqv = self.kqv(x)
-        v = kqv.chunk(3, -1)[2]
-        mixed = performer_attention(kqv, self.w).to(v.dtype)
-        return v + F.dropout(self.proj(mixed), self.dropout, self.training)
+    def products(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        fc1, fc2 = self.mlp[0], self.mlp[2]
+        assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
+        return self.kqv, self.proj, fc1, fc2
+
+    def attend(self, projected: Tensor) -> Tensor:
+        return performer_attention(projected, self.w)
+
+
+class FusedTokenStep(nn.Module):
+    """A step in evaluation. Windows are gathered with their channels together, in runs of kernel * C numbers, and the first
+    product's weights are reordered to match."""
+
+    def __init__(self, step: TokenStep, plan: Plan):
+        super().__init__()
+        into, out, fc1, fc2 = step.products()
+        order = torch.arange(into.in_features, device=into.weight.device).view(step.channels, -1).t().flatten()
+        self.kernel, self.stride, self.padding, self.eps = step.kernel, step.stride, step.padding, step.norm1.eps
+        self.into = packed_after_norm(step.norm1, into, plan, order)
+        self.out = packed(out, plan)
+        self.mlp = FusedMlp(step.norm2, fc1, fc2, plan)
+        self.w = nn.Parameter(step.w, requires_grad=False) if isinstance(step, TokenPerformer) else None
+        self.scale = step.scale if isinstance(step, TokenTransformer) else None
+        plan.note("tokens-to-token step as four packed products, norms folded, activation and residuals in place")
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (self.padding,) * 4)
+        windows = _windows(padded, self.kernel, self.stride).permute(0, 1, 2, 4, 5, 3)
+        count, height, width = windows.shape[:3]
+        rows = windows.reshape(count * height * width, -1)
+        projected = self.into(F.layer_norm(rows, rows.shape[1:], eps=self.eps)).view(count, height * width, -1)
+        if self.w is not None:
+            mixed = performer_attention(projected, self.w)
+        else:
+            q, k, v = projected[:, None].chunk(3, -1)
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)[:, 0]
+        values = projected.chunk(3, -1)[2].flatten(0, 1)
+        tokens = self.mlp(self.out(mixed.to(values.dtype).flatten(0, 1)).add_(values))
+        return as_map(tokens.view(count, height * width, -1), height, width)
 
 
 def performer_attention(kqv: Tensor, w: Tensor) -> Tensor:
@@ -154,6 +198,11 @@ class SoftProjection(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         kernels = self.weight.unflatten(1, (self.channels, self.kernel, self.kernel))
         return F.conv2d(x, kernels, self.bias, self.stride, self.padding)
+
+    def for_inference(self, plan: Plan) -> nn.Module:
+        conv = nn.Conv2d(self.channels, self.out_features, self.kernel, self.stride, self.padding)
+        conv.load_state_dict({"weight": self.weight.view_as(conv.weight), "bias": self.bias})
+        return conv.to(self.weight.device)
 
 
 class TokensToToken(nn.Module):

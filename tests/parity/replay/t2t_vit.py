@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from paperworks.backbones.t2t_blocks import BlockKind, DenseBlock, T2TBlock
-from paperworks.backbones.t2t_vit import DenseT2TViT, T2TBackbone, T2TViT, resize_positions, sinusoid_table
+from paperworks.backbones.t2t_vit import ENTRIES, DenseT2TViT, T2TViT, resize_positions, sinusoid_table
 from paperworks.backbones.tokens_to_token import (
     TokenPerformer,
     TokenStep,
@@ -87,13 +87,15 @@ def _tokenizer(case: Case) -> TokensToToken:
     return module.eval()
 
 
-def _network(what: str, case: Case) -> T2TBackbone:
+def _network(what: str, case: Case) -> Any:
     kinds: dict[str, Any] = {
         "T2T_ViT": (T2TViT, {}),
         "T2T_ViT_SE": (T2TViT, {"block": "se"}),
         "T2T_ViT_Ghost": (T2TViT, {"block": "ghost"}),
         "T2T_ViT_Dense": (DenseT2TViT, {}),
     }
+    if what in ENTRIES:
+        return ENTRIES[what].network.from_official(case.weights, **{**ENTRIES[what].arguments, **case.kwargs}).eval()
     network, more = kinds[what]
     # what the authors' classes take when nothing is said
     usual = {"embed_dim": 768, "num_heads": 12, "mlp_ratio": 4.0}
