@@ -18,7 +18,7 @@ from paperworks.layers.drop_path import DropPath
 from paperworks.layers.positions import rotate
 
 NormKind = Literal["layer", "layer_plain", "rms", "rms_plain"]
-ActivationKind = Literal["gelu", "gelu_tanh", "gelu_sigmoid", "tanh", "relu2", "silu"]
+ActivationKind = Literal["gelu", "gelu_tanh", "gelu_sigmoid", "tanh", "relu", "relu2", "silu"]
 GatedKind = Literal["swiglu", "geglu"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_sigmoid": lambda x: x * torch.sigmoid(1.702 * x),
     "tanh": torch.tanh,
+    "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
     "silu": F.silu,
 }
