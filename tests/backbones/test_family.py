@@ -37,7 +37,8 @@ def test_timm_builds_every_name_and_finds_its_first_and_last_layer(name):
     assert model.num_classes == 3 and timm.is_model(name)
     cfg = model.pretrained_cfg
     assert isinstance(model.get_submodule(cfg["classifier"]), nn.Linear)
-    assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
+    if "first_conv" in cfg:  # a network may begin with something else
+        assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -51,7 +52,9 @@ def test_maps_are_what_the_table_says_at_sizes_that_nothing_divides(name):
             assert found.shape[1] == info["num_chs"]
             for side, given in zip(found.shape[2:], x.shape[2:]):
                 assert abs(side - given / info["reduction"]) <= 1.01
-        assert torch.equal(last, maps[-1]) and torch.allclose(model.forward_features(x), last)
+        if not getattr(model, "num_prefix_tokens", 0):  # networks with a class token give tokens, as timm's do
+            assert torch.equal(last, maps[-1])
+        assert torch.allclose(model.forward_features(x), last)
         assert torch.allclose(model.forward_head(last), model(x), atol=1e-5)
         assert model.forward_head(last, pre_logits=True).shape == (2, model.head_hidden_size)
 
@@ -82,8 +85,9 @@ def test_training_reaches_every_parameter_and_checkpointing_changes_nothing(name
         model.zero_grad()
         torch.manual_seed(1)
         model(x).square().sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert all(parameter.grad is not None for parameter in learned)
+        gradients.append([parameter.grad.clone() for parameter in learned])
     for plain, again in zip(*gradients):
         assert torch.allclose(plain, again, rtol=1e-3, atol=1e-4 * float(plain.abs().max()) + 1e-6)
 
