@@ -34,6 +34,9 @@ MODULES = (
     "resformer",
     "t2t_vit",
     "cswin",
+    "maxvit",
+    "tic",
+    "adventurer",
 )
 """modules of this room that have a table ENTRIES"""
 

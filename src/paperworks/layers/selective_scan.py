@@ -1,0 +1,122 @@
+"""The selective scan of Mamba (2312.00752, algorithm 2): per channel a state whose step, input and output depend on the token.
+
+    h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t        y_t = C_t h_t + D u_t        (equations 1 and 2, discretised)
+
+`selective_scan` takes tensors in the order of state-spaces/mamba, [batch, channels, length]; `scan_tokens` takes time first,
+[length, batch, groups, channels], which is what networks here use, because it needs no transposition. Computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from paperworks.errors import InputError
+from paperworks.layers.linear_scan import linear_scan
+
+AT_ONCE = 1 << 17
+"""states (tokens x channels x state) held at a time where the state has several entries: what fits a processor's cache"""
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y [batch, channels, length] in u's type, and the last state [batch, channels, state] in float32.
+
+    u, delta, z: [batch, channels, length]. A: [channels, state], not positive. B, C: [batch, groups, state, length] (or without
+    groups), channels split evenly over the groups. D, delta_bias: [channels]. y is multiplied with silu(z) where z is given.
+    """
+    if u.ndim != 3 or delta.shape != u.shape:
+        raise InputError(f"u and delta are [batch, channels, length] alike, not {list(u.shape)} and {list(delta.shape)}")
+    batch, channels, length = u.shape
+    B, C = (each[:, None] if each.ndim == 3 else each for each in (B, C))
+    groups, state = B.shape[1:3] if B.ndim == 4 else (0, 0)
+    if B.shape != (batch, groups, state, length) or C.shape != B.shape or A.shape != (channels, state):
+        raise InputError(
+            f"A is [channels, state], B and C are [batch, groups, state, length] for u {list(u.shape)}, "
+            f"not {list(A.shape)}, {list(B.shape)}, {list(C.shape)}"
+        )
+    if channels % groups:
+        raise InputError(f"{channels} channels do not divide into {groups} groups of B and C")
+    check_decay(A)
+    dt = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None]
+    dt = F.softplus(dt) if delta_softplus else dt
+
+    def tokens(x: Tensor) -> Tensor:
+        return x.float().permute(2, 0, 1).unflatten(2, (groups, -1)).contiguous()
+
+    y, last = scan_tokens(
+        tokens(u),
+        tokens(dt),
+        A.float().unflatten(0, (groups, -1)),
+        B.float().permute(3, 0, 1, 2).contiguous(),
+        C.float().permute(3, 0, 1, 2).contiguous(),
+    )
+    y = y.flatten(2).permute(1, 2, 0)
+    if D is not None:
+        y = torch.addcmul(y, u.float(), D.float()[:, None])
+    if z is not None:
+        y = y * F.silu(z.float())
+    return y.to(u.dtype), last.flatten(1, 2)
+
+
+def scan_tokens(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """C_t h_t [length, batch, groups, channels] and the last state [batch, groups, channels, state].
+
+    u, dt: [length, batch, groups, channels] float32, dt after softplus. A: [groups, channels, state]. B, C: [length, batch,
+    groups, state].
+    """
+    if len(u) == 0:
+        raise InputError("selective scan: the sequence is empty (length 0)")
+    if A.shape[-1] == 1:
+        return _one_state(u, dt, A[..., 0], B, C)
+    rows = A.transpose(1, 2)  # [groups, state, channels]: channels lie together
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        y, last = _segment(u, dt, rows, B, C, None)
+        return y, last.transpose(2, 3)
+    step = max(64, AT_ONCE // (rows.numel() * u.shape[1]))
+    learning = torch.is_grad_enabled() and any(each.requires_grad for each in (u, dt, A, B, C))
+    outputs: list[Tensor] = []
+    last: Tensor | None = None
+    for start in range(0, len(u), step):
+        part = slice(start, start + step)
+        given = (u[part], dt[part], rows, B[part], C[part], last)
+        # states of a whole sequence are `state` times its size: in training they are computed again, a segment at a time
+        segment, last = checkpoint(_segment, *given, use_reentrant=False) if learning else _segment(*given)
+        outputs.append(segment)
+    assert last is not None
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), last.transpose(2, 3)
+
+
+def _one_state(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """A state of one number per channel: nothing is larger than the input."""
+    h = linear_scan(torch.exp(dt * A), dt * u * B)
+    return h * C, h[-1, ..., None]
+
+
+def _segment(u: Tensor, dt: Tensor, rows: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A stretch of the sequence from a given state [batch, groups, state, channels]."""
+    decay = torch.exp(dt[..., None, :] * rows)
+    added = (dt * u)[..., None, :] * B[..., None]
+    if state is not None:
+        added[0].addcmul_(decay[0], state)
+    h = linear_scan(decay, added)
+    return (C[..., None, :] @ h).squeeze(-2), h[-1]
+
+
+def check_decay(A: Tensor) -> None:
+    """A state that grows overflows: A is not positive."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or A.is_meta:
+        return
+    if bool((A > 0).any()):
+        raise InputError("A is positive: the state would grow without bound; A = -exp(A_log) is meant")

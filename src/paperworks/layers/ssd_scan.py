@@ -1,0 +1,105 @@
+"""The scan of Mamba-2 (2405.21060, section 6): one decay per head and token, so that a chunk of tokens is a matrix product.
+
+    H_t = exp(dt_t A) H_(t-1) + dt_t B_t x_t^T        y_t = C_t H_t + D x_t        H_t [state, headdim] per head
+
+Within a chunk y = (L * (C B^T)) (dt x), L the decays between its tokens (lower triangle); what came before enters as one state
+per chunk. Linear in the number of tokens and made of products; chunks of 32 to 64 tokens are quickest on a processor (256 on a
+GPU).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paperworks.errors import InputError
+from paperworks.layers.linear_scan import linear_scan
+
+CHUNK = 32
+"""tokens; any gives the same result"""
+AT_ONCE = 1 << 19
+"""entries of the decays between tokens held at a time in inference: a long sequence goes through in stretches"""
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """y [batch, length, heads, headdim] in x's type; computed in float32.
+
+    x: [batch, length, heads, headdim]. dt: [batch, length, heads]. A: [heads], not positive. B, C: [batch, length, groups,
+    state], heads split evenly over the groups. D: [heads] or [heads, headdim]. dt_bias: [heads].
+    """
+    if x.ndim != 4 or dt.shape != x.shape[:3] or B.ndim != 4 or B.shape != C.shape or B.shape[:2] != x.shape[:2]:
+        raise InputError(
+            "ssd_scan takes x [batch, length, heads, headdim], dt [batch, length, heads] and B, C [batch, length, groups, state], "
+            f"not {list(x.shape)}, {list(dt.shape)}, {list(B.shape)}, {list(C.shape)}"
+        )
+    length, heads, groups = x.shape[1], x.shape[2], B.shape[2]
+    if length == 0:
+        raise InputError("ssd_scan: the sequence is empty (length 0)")
+    if heads % groups or A.shape != (heads,):
+        raise InputError(f"{heads} heads need A [{heads}] and a number of groups that divides them, not {groups}")
+    step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
+    step = F.softplus(step) if dt_softplus else step
+    state: Tensor | None = None
+    given = (x.float(), step, step * A.float(), B.float(), C.float())
+    at_once = max(1, AT_ONCE // (x.shape[0] * heads * chunk * chunk)) * chunk
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if torch.is_grad_enabled() or graph or length <= at_once:
+        y, _ = _chunks(*given, state, min(chunk, length))
+    else:
+        y = torch.empty_like(given[0])
+        for start in range(0, length, at_once):
+            part = slice(start, start + at_once)
+            cut = [each[:, part] for each in given]
+            y[:, part], state = _chunks(cut[0], cut[1], cut[2], cut[3], cut[4], state, chunk)
+    if D is not None:
+        y = torch.addcmul(y, given[0], D.float().view(heads, -1))
+    return y.to(x.dtype)
+
+
+def _chunks(
+    x: Tensor, dt: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """C_t H_t and the last state [batch, heads, state, headdim], from a given state."""
+    batch, length, heads, dim = x.shape
+    groups = B.shape[2]
+    missing = -length % chunk
+    if missing:  # tokens that neither add to the state nor let it decay
+        x, B, C = (F.pad(each, (0, 0, 0, 0, 0, missing)) for each in (x, B, C))
+        dt, log_decay = (F.pad(each, (0, 0, 0, missing)) for each in (dt, log_decay))
+    shape = (-1, chunk)
+    # [batch, chunks, heads or groups, chunk, ...]: matrices of tokens
+    inputs = (x * dt[..., None]).unflatten(1, shape).transpose(2, 3)
+    keys, queries = (each.unflatten(1, shape).transpose(2, 3) for each in (B, C))
+    total = log_decay.unflatten(1, shape).transpose(2, 3).cumsum(-1)
+    end = total[..., -1:]
+
+    per_group = (groups, heads // groups)
+    allowed = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+    between = (total[..., :, None] - total[..., None, :]).masked_fill(~allowed, -torch.inf).exp()
+    scores = queries @ keys.transpose(-1, -2)
+    weights = between.unflatten(2, per_group) * scores[:, :, :, None]
+    y = weights.flatten(2, 3) @ inputs
+
+    # what each chunk adds to the state by its end, [batch, chunks, heads, state, headdim]
+    to_end = (inputs * (end - total).exp()[..., None]).unflatten(2, per_group)
+    added = (keys.transpose(-1, -2)[:, :, :, None] @ to_end).flatten(2, 3).transpose(0, 1)
+    decay = end.exp()[..., None].transpose(0, 1)
+    if state is not None:
+        added[0].addcmul_(decay[0], state)
+    states = linear_scan(decay, added).transpose(0, 1)
+    first = torch.zeros_like(states[:, :1]) if state is None else state[:, None]
+    before = torch.cat((first, states[:, :-1]), 1).unflatten(2, per_group)
+    carried = (queries[:, :, :, None] @ before).flatten(2, 3)
+    y = torch.addcmul(y, carried, total.exp()[..., None])
+    return y.transpose(2, 3).reshape(batch, -1, heads, dim)[:, :length], states[:, -1]
