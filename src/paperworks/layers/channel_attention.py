@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,18 +12,22 @@ from paperworks.errors import InputError
 
 
 class SqueezeExcite(nn.Module):
-    """x * sigmoid(W2 relu(W1 mean(x))) (1709.01507, equations 2 to 4), 1x1 convolutions with bias named as in timm."""
+    """x * sigmoid(W2 relu(W1 mean(x))) (1709.01507, equations 2 to 4), 1x1 convolutions with bias named as in timm.
 
-    def __init__(self, channels: int, hidden: int):
+    Networks after EfficientNet have SiLU in place of the ReLU.
+    """
+
+    def __init__(self, channels: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.relu):
         super().__init__()
         if hidden < 1:
             raise InputError(f"squeeze-and-excitation of {channels} channels needs a hidden width of at least 1, not {hidden}")
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3))  # two matrix-vector products; 1x1 convolutions of a 1x1 map cost more to launch
-        hidden = F.relu(F.linear(pooled, self.fc1.weight.flatten(1), self.fc1.bias))
+        hidden = self.activation(F.linear(pooled, self.fc1.weight.flatten(1), self.fc1.bias))
         gate = F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias).sigmoid()
         return x * gate[:, :, None, None]
 
