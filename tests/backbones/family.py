@@ -43,11 +43,20 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "replknet_31b": {"large_kernel_sizes": (15, 13, 9, 7), "layers": (1, 1, 1, 1), "channels": (8, 12, 16, 20)},
     "cswin_tiny": {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "heads": (2, 2, 4, 4), "stripes": (1, 2, 3, None)},
+    "maxvit_tiny": {"dims": (8, 16, 16, 24), "depths": (1, 1, 2, 1), "stem_width": 8, "window": 3, "head_dim": 8},
     "t2t_vit_14": {**T2T, "depth": 2},
     "t2t_vit_t_14": {**T2T, "depth": 2},
     "t2t_vit_14_se": {**T2T, "depth": 2},
     "t2t_vit_16_ghost": {**T2T, "depth": 2},
     "t2t_vit_dense": {**T2T, "block_config": (2, 1), "growth_rate": 8},
+    "adventurer_tiny_patch16_224": {
+        "img_size": 16,
+        "patch_size": 1,
+        "embed_dim": 16,
+        "depth": 4,
+        "mamba_d_state": 8,
+        "headdim": 16,
+    },
 }
 
 
