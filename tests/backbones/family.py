@@ -53,7 +53,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "img_size": 16,
         "patch_size": 1,
         "embed_dim": 16,
-        "depth": 4,
+        "depth": 3,
         "mamba_d_state": 8,
         "headdim": 16,
     },

@@ -52,7 +52,8 @@ def test_maps_are_what_the_table_says_at_sizes_that_nothing_divides(name):
             assert found.shape[1] == info["num_chs"]
             for side, given in zip(found.shape[2:], x.shape[2:]):
                 assert abs(side - given / info["reduction"]) <= 1.01
-        if not getattr(model, "num_prefix_tokens", 0):  # networks with a class token give tokens, as timm's do
+        # networks with a class token, first or last, give tokens, as timm's do
+        if not (getattr(model, "num_prefix_tokens", 0) or getattr(model, "num_suffix_tokens", 0)):
             assert torch.equal(last, maps[-1])
         assert torch.allclose(model.forward_features(x), last)
         assert torch.allclose(model.forward_head(last), model(x), atol=1e-5)

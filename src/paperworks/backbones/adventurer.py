@@ -26,6 +26,7 @@ from paperworks.layers.mlp import make_classifier
 from paperworks.layers.positions import resized_positions
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.transformer import GatedFeedForward
+from paperworks.layers.windows import exporting
 
 Flip = Literal["official", "alternate", "never"]
 Grid = tuple[int, int]
@@ -45,7 +46,7 @@ def flipped_layers(flip: Flip, depth: int) -> list[bool]:
 
 def turn_patches(x: Tensor) -> Tensor:
     """All tokens but the last in reverse order."""
-    if x.shape[1] < 2:
+    if not exporting() and x.shape[1] < 2:
         raise InputError("patches can be turned around only before a class token, which comes last")
     return torch.cat((x[:, :-1].flip(1), x[:, -1:]), 1)
 
@@ -167,6 +168,7 @@ class Adventurer(Backbone):
             )
         self.num_classes, self.in_chans, self.patch_size = num_classes, in_chans, patch_size
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_prefix_tokens, self.num_suffix_tokens = 0, 1
         self.grid: Grid = (height // patch_size, width // patch_size)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -228,7 +230,9 @@ class Adventurer(Backbone):
         maps = self._enter(x)
         grid = (maps.shape[2], maps.shape[3])
         tokens = torch.cat((maps.flatten(2).transpose(1, 2), self.cls_token.expand(len(x), -1, -1)), 1)
-        table = self.pos_embed if grid == self.grid else _stretched(self.pos_embed, self.grid, grid)
+        # an exported graph takes any size
+        same = not exporting() and grid == self.grid
+        table = self.pos_embed if same else _stretched(self.pos_embed, self.grid, grid)
         return tokens + table, grid
 
     def _check_input(self, x: Tensor) -> None:

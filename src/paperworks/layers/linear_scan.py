@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from paperworks.errors import InputError
+from paperworks.layers.windows import exporting
 
 STEPS = 8
 """of a lane, looped over; the lanes are the steps of the next round"""
@@ -22,6 +23,9 @@ SHORT = 12
 WIDE = 1024
 """numbers in a step from which its arithmetic outweighs the call: looped over too, which moves less memory"""
 
+EXPORTED = 16
+"""rounds of doubling in exported graphs, which take any length: 65,536 steps"""
+
 
 def linear_scan(a: Tensor, b: Tensor) -> Tensor:
     """All states [L, ...] of h_t = a_t h_(t-1) + b_t. Time comes first, so that a step reads memory in a row.
@@ -29,9 +33,9 @@ def linear_scan(a: Tensor, b: Tensor) -> Tensor:
     a, b: [L, ...]; a may have dimensions of size 1 where b has more. The state before the first step is zero; to start from
     another one, add a_0 times it to b_0.
     """
-    if a.ndim != b.ndim or a.ndim < 2 or len(a) != len(b):
+    if a.ndim != b.ndim or a.ndim < 2 or a.shape[0] != b.shape[0]:
         raise InputError(f"linear_scan takes a and b as [L, ...] of equal length, not {list(a.shape)} and {list(b.shape)}")
-    if len(b) == 0:
+    if not exporting() and len(b) == 0:
         raise InputError("linear_scan: the sequence is empty (L = 0)")
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _doubling(a, b)
@@ -116,11 +120,25 @@ def _loop(a: Tensor, h: Tensor, known: int, reverse: bool) -> None:
 
 
 def _doubling(a: Tensor, b: Tensor) -> Tensor:
-    """The same by doubling: after round k every step has seen the 2^k before it. A graph of log2(L) rounds, for compilers."""
+    """The same by doubling: after round k every step has seen the 2^k before it. A graph of few operations, for compilers."""
+    if exporting():
+        return _doubling_any(a, b)
     reach = 1
     while reach < len(b):
         earlier = torch.cat((torch.zeros_like(b[:reach]), b[:-reach]))
         b = torch.addcmul(b, a, earlier)
         a = a * torch.cat((torch.zeros_like(a[:reach]), a[:-reach]))
         reach *= 2
+    return b
+
+
+def _doubling_any(a: Tensor, b: Tensor) -> Tensor:
+    """Doubling whose number of rounds does not depend on the length: exact for up to 2^EXPORTED steps."""
+    steps = torch.arange(b.shape[0], device=b.device)
+    for number in range(EXPORTED):
+        source = steps - 2**number
+        a_before, b_before = (each[source.clamp(min=0)] for each in (a, b))
+        some = (source >= 0).to(b.dtype).view(-1, *[1] * (b.ndim - 1))
+        b = b + a * b_before * some
+        a = a * a_before * some
     return b

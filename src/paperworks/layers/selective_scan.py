@@ -82,8 +82,8 @@ def scan_tokens(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple
         return _one_state(u, dt, A[..., 0], B, C)
     rows = A.transpose(1, 2)  # [groups, state, channels]: channels lie together
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        y, last = _segment(u, dt, rows, B, C, None)
-        return y, last.transpose(2, 3)
+        y, end = _segment(u, dt, rows, B, C, None)
+        return y, end.transpose(2, 3)
     step = max(64, AT_ONCE // (rows.numel() * u.shape[1]))
     learning = torch.is_grad_enabled() and any(each.requires_grad for each in (u, dt, A, B, C))
     outputs: list[Tensor] = []

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.layers.linear_scan import linear_scan
+from paperworks.layers.windows import exporting
 
 CHUNK = 32
 """tokens; any gives the same result"""
@@ -40,11 +41,12 @@ def ssd_scan(
     """
     if x.ndim != 4 or dt.shape != x.shape[:3] or B.ndim != 4 or B.shape != C.shape or B.shape[:2] != x.shape[:2]:
         raise InputError(
-            "ssd_scan takes x [batch, length, heads, headdim], dt [batch, length, heads] and B, C [batch, length, groups, state], "
+            "ssd_scan takes x [batch, length, heads, headdim], dt [batch, length, heads], "
+            "B and C [batch, length, groups, state], "
             f"not {list(x.shape)}, {list(dt.shape)}, {list(B.shape)}, {list(C.shape)}"
         )
     length, heads, groups = x.shape[1], x.shape[2], B.shape[2]
-    if length == 0:
+    if not exporting() and length == 0:
         raise InputError("ssd_scan: the sequence is empty (length 0)")
     if heads % groups or A.shape != (heads,):
         raise InputError(f"{heads} heads need A [{heads}] and a number of groups that divides them, not {groups}")
@@ -52,11 +54,12 @@ def ssd_scan(
     step = F.softplus(step) if dt_softplus else step
     state: Tensor | None = None
     given = (x.float(), step, step * A.float(), B.float(), C.float())
-    at_once = max(1, AT_ONCE // (x.shape[0] * heads * chunk * chunk)) * chunk
-    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if torch.is_grad_enabled() or graph or length <= at_once:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        y, _ = _chunks(*given, state, chunk)
+    elif torch.is_grad_enabled():
         y, _ = _chunks(*given, state, min(chunk, length))
     else:
+        at_once = max(1, AT_ONCE // (x.shape[0] * heads * chunk * chunk)) * chunk
         y = torch.empty_like(given[0])
         for start in range(0, length, at_once):
             part = slice(start, start + at_once)
@@ -74,7 +77,7 @@ def _chunks(
     batch, length, heads, dim = x.shape
     groups = B.shape[2]
     missing = -length % chunk
-    if missing:  # tokens that neither add to the state nor let it decay
+    if exporting() or missing:  # tokens that neither add to the state nor let it decay
         x, B, C = (F.pad(each, (0, 0, 0, 0, 0, missing)) for each in (x, B, C))
         dt, log_decay = (F.pad(each, (0, 0, 0, missing)) for each in (dt, log_decay))
     shape = (-1, chunk)
