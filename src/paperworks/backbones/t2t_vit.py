@@ -150,9 +150,10 @@ class T2TBackbone(Backbone):
         """Map [N, C, h, w] -> tokens [N, 1 + h * w, C] with the class token and fixed positions."""
         table: Tensor = self.pos_embed
         grid = (x.shape[2], x.shape[3])
-        if grid != self.grid:
+        # an exported graph has to take any size, so there the table is always resized: for its own grid that changes nothing
+        if _recorded() or grid != self.grid:
             table = resize_positions(table, self.grid, grid)
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1).to(x.dtype), as_tokens(x)), 1)
+        tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), as_tokens(x)), 1)
         return self.pos_drop(tokens + table.to(x.dtype))
 
     # --- the rest of timm's protocol ----------------------------------------------------------------------------------------
@@ -270,6 +271,10 @@ class DenseT2TViT(T2TBackbone):
     def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
         official.pop("depth", None)  # the authors' class has it, block_config decides
         return super().from_official(state_dict, **official)
+
+
+def _recorded() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _groups(blocks: nn.ModuleList) -> list[list[int]]:
