@@ -25,7 +25,7 @@ from paperworks.layers.folding import fold_scale_and_shift
 from paperworks.layers.norms import LayerNorm2d
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.transformer import FeedForward
-from paperworks.layers.windows import Size, crop_padding, from_windows, pad_to_windows, to_windows
+from paperworks.layers.windows import Window, as_tokens, cut_windows, join_windows
 
 EPS = 1e-5
 STEMS = {4: (7, 2), 2: (3, 1), 1: (3, 1)}
@@ -46,28 +46,24 @@ class StripeAttention(nn.Module):
         self.heads, self.direction, self.stripe, self.scale = heads, direction, stripe, scale
         self.lepe: nn.Module = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
-    def window(self, height: int, width: int) -> Size:
-        if self.direction == "vertical":
-            return height, self.stripe
-        return (self.stripe if self.direction == "horizontal" else height), width
+    def window(self) -> Window:
+        vertical, horizontal = self.direction == "vertical", self.direction == "horizontal"
+        return (self.stripe if horizontal else None), (self.stripe if vertical else None)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        height, width = qkv.shape[1:3]
-        window = self.window(height, width)
-        padded = pad_to_windows(qkv, window)
-        stripes = to_windows(padded, window)
+        stripes = cut_windows(qkv, self.window())
         seen = self.attend(stripes) + self.local(stripes[:, :, :, 2])
-        return crop_padding(from_windows(seen, (padded.shape[1], padded.shape[2])), (height, width))
+        return join_windows(seen, self.window(), (qkv.shape[1], qkv.shape[2]))
 
     def attend(self, stripes: Tensor) -> Tensor:
-        """[M, h, w, 3, C] -> [M, h, w, C]."""
-        q, k, v = stripes.flatten(1, 2).unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return seen.transpose(1, 2).reshape(*stripes.shape[:3], -1)
+        """[M, h, w, 3, C] -> [M, h * w, C]."""
+        q, k, v = as_tokens(stripes).unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
     def local(self, values: Tensor) -> Tensor:
+        """[M, h, w, C] -> [M, h * w, C]."""
         # a view into the projection is far slower to convolve than values that lie together
-        return self.lepe(values.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return as_tokens(self.lepe(values.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class CrossShapedAttention(nn.Module):

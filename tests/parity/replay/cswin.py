@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from paperworks.backbones.cswin import NAMES, ConvNorm, CSWin, CSWinBlock, CSWinDense, StripeAttention
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.transformer import FeedForward
-from paperworks.layers.windows import from_windows, to_windows
+from paperworks.layers.windows import cut_windows, join_windows
 from tests.parity.case import Case
 
 TOLERANCE = (1e-4, 1e-4)
@@ -96,13 +96,14 @@ def mlp(case: Case, dense: bool) -> dict[str, Tensor]:
 
 def cut(case: Case, dense: bool) -> dict[str, Tensor]:
     [image] = case.inputs.values()
-    return {"y": to_windows(image.permute(0, 2, 3, 1), (case.kwargs["H_sp"], case.kwargs["W_sp"])).flatten(1, 2)}
+    return {"y": cut_windows(image.permute(0, 2, 3, 1), (case.kwargs["H_sp"], case.kwargs["W_sp"])).flatten(1, 2)}
 
 
 def join(case: Case, dense: bool) -> dict[str, Tensor]:
     [windows] = case.inputs.values()
     given = case.kwargs
-    return {"y": from_windows(windows.reshape(-1, given["H_sp"], given["W_sp"], windows.shape[-1]), (given["H"], given["W"]))}
+    tokens = windows.reshape(-1, given["H_sp"] * given["W_sp"], windows.shape[-1])
+    return {"y": join_windows(tokens, (given["H_sp"], given["W_sp"]), (given["H"], given["W"]))}
 
 
 REPLAYS = {
