@@ -88,10 +88,14 @@ def _checked(queries: Sequence[Tensor], others: Sequence[Tensor]) -> int:
     for name, slides in (("query", queries), ("atlas", others)):
         for number, codes in enumerate(slides):
             if codes.dtype != torch.bool or codes.ndim != 2 or not codes.numel():
-                raise InputError(f"{name} slide {number}: barcodes are bool [1 or more, bits], not {codes.dtype} {list(codes.shape)}")
+                raise InputError(
+                    f"{name} slide {number}: barcodes are bool [1 or more, bits], not {codes.dtype} {list(codes.shape)}"
+                )
     widths = {codes.shape[1] for codes in (*queries, *others)}
     if len(widths) > 1:
-        raise InputError(f"barcodes of {min(widths)} and of {max(widths)} bits cannot be compared: use one network for all slides")
+        raise InputError(
+            f"barcodes of {min(widths)} and of {max(widths)} bits cannot be compared: use one network for all slides"
+        )
     return widths.pop()
 
 
@@ -127,7 +131,9 @@ def leave_one_out(
     """Predicted label of every slide, int64 [N]: majority of the `top` nearest others in `distances(slides)`."""
     count = len(table)
     if table.shape != (count, count) or len(labels) != count:
-        raise InputError(f"distances {list(table.shape)} and {len(labels)} labels: every slide needs a row, a column and a label")
+        raise InputError(
+            f"distances {list(table.shape)} and {len(labels)} labels: every slide needs a row, a column and a label"
+        )
     allowed = allowed_pairs(count, patients)
     fewest = int(allowed.sum(1).min()) if count else 0
     if not 1 <= top <= fewest:

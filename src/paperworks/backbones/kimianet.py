@@ -1,4 +1,4 @@
-"""KimiaNet (2101.07903): DenseNet-121 for tissue. Its features are the pooled last norm, without the ReLU that DenseNet has there.
+"""KimiaNet (2101.07903): DenseNet-121 for tissue. Its features are the pooled last norm, without DenseNet's ReLU after it.
 
 Images are tiles of 1000 pixels at 20x magnification; any size that the network can halve five times works.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paperworks.backbones.densenet import HEAD, DenseLayer, DenseNet
-from paperworks.backbones.fused import Plan
+from paperworks.backbones.fused import PackedLinear, Plan
 from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
 from paperworks.layers.folding import fold_after, scale_and_shift
@@ -107,7 +107,7 @@ class DenseBlock(nn.Sequential):
         """One map that grows in place, in place of a copy of all channels per layer."""
         layers = [layer for layer in self.children() if isinstance(layer, DenseLayer)]
         plan.note("dense block on one map that grows in place")
-        return GrowingMap(layers)
+        return GrowingMap(layers, plan.dtype)
 
 
 class Transition(nn.Sequential):
@@ -126,9 +126,10 @@ class Transition(nn.Sequential):
 
 
 class GrowingMap(nn.Module):
-    """A dense block for inference: each layer reads the channels so far and writes its own behind them."""
+    """A dense block for inference, on one map [N, H, W, channels]: each layer reads the channels so far and writes its own
+    behind them. Its 1x1 convolution is a product on packed weights."""
 
-    def __init__(self, layers: Sequence[DenseLayer]):
+    def __init__(self, layers: Sequence[DenseLayer], dtype: torch.dtype):
         super().__init__()
         self.first, self.second = nn.ModuleList(), nn.ModuleList()
         self.inputs: list[int] = []
@@ -137,23 +138,25 @@ class GrowingMap(nn.Module):
             found = scale_and_shift(layer.norm1)
             assert found is not None, "batch norms of this network keep statistics"
             fold_after(layer.conv1, layer.norm2)
+            assert layer.conv1.bias is not None
             self.inputs.append(layer.conv1.in_channels)
-            self.first.append(layer.conv1)
+            self.first.append(PackedLinear(layer.conv1.weight.flatten(1).to(dtype), layer.conv1.bias.to(dtype)))
             self.second.append(layer.conv2)
             for name, value in zip(("scale", "shift"), found):
-                self.register_buffer(f"{name}{number}", value.float().view(1, -1, 1, 1))
+                self.register_buffer(f"{name}{number}", value.float())
         self.outputs = self.inputs[-1] + layers[-1].conv2.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (len(x), self.outputs, *x.shape[2:])
-        grown = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        grown[:, : x.shape[1]] = x
+        batch, channels, height, width = x.shape
+        grown = torch.empty((batch, height, width, self.outputs), dtype=x.dtype, device=x.device)
+        grown[..., :channels] = x.permute(0, 2, 3, 1)
         for number, (first, second) in enumerate(zip(self.first, self.second)):
-            known = grown[:, : self.inputs[number]]
+            known = grown[..., : self.inputs[number]]
             normed = torch.addcmul(getattr(self, f"shift{number}"), known, getattr(self, f"scale{number}")).relu_()
-            new = second(first(normed).relu_())
-            grown[:, self.inputs[number] : self.inputs[number] + new.shape[1]] = new
-        return grown
+            narrow = first(normed.flatten(0, 2)).relu_().view(batch, height, width, -1)
+            new = second(narrow.permute(0, 3, 1, 2))
+            grown[..., self.inputs[number] : self.inputs[number] + new.shape[1]] = new.permute(0, 2, 3, 1)
+        return grown.permute(0, 3, 1, 2)
 
 
 WEIGHTS = "KimiaNetPyTorchWeights.pth"
