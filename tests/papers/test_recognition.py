@@ -21,6 +21,7 @@ SHRINK = {
     "unireplknet": {"dims": [8, 12, 16]},
     "large-kernels": {"channels": [4, 6, 8]},
     "tic": {"dims": [8, 12], "heads": [2, 2]},
+    "patch-scaling": {"embed_dim": 16, "depth": 1, "mamba_d_state": 4, "headdim": 16},
 }
 """arguments that make the laptop's network tiny"""
 COUNTED = {
@@ -31,6 +32,7 @@ COUNTED = {
     "unireplknet": ["c11"],
     "large-kernels": ["c9"],
     "tic": ["c1", "c2", "c4", "c8"],
+    "patch-scaling": ["c8"],
 }
 """claims that need no training and hold"""
 

@@ -229,7 +229,7 @@ class Adventurer(Backbone):
         """Image -> tokens with positions, class token last."""
         maps = self._enter(x)
         grid = (maps.shape[2], maps.shape[3])
-        tokens = torch.cat((maps.flatten(2).transpose(1, 2), self.cls_token.expand(len(x), -1, -1)), 1)
+        tokens = torch.cat((maps.flatten(2).transpose(1, 2), self.cls_token.expand(x.shape[0], -1, -1)), 1)
         # an exported graph takes any size
         same = not exporting() and grid == self.grid
         table = self.pos_embed if same else _stretched(self.pos_embed, self.grid, grid)

@@ -78,8 +78,12 @@ def scan_tokens(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple
     """
     if len(u) == 0:
         raise InputError("selective scan: the sequence is empty (length 0)")
-    if A.shape[-1] == 1:
-        return _one_state(u, dt, A[..., 0], B, C)
+    with torch.autocast(u.device.type, enabled=False):  # a state over thousands of tokens needs float32
+        return _one_state(u, dt, A[..., 0], B, C) if A.shape[-1] == 1 else _many_states(u, dt, A, B, C)
+
+
+def _many_states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """A segment of the sequence after the other."""
     rows = A.transpose(1, 2)  # [groups, state, channels]: channels lie together
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         y, end = _segment(u, dt, rows, B, C, None)

@@ -50,6 +50,22 @@ def ssd_scan(
         raise InputError("ssd_scan: the sequence is empty (length 0)")
     if heads % groups or A.shape != (heads,):
         raise InputError(f"{heads} heads need A [{heads}] and a number of groups that divides them, not {groups}")
+    with torch.autocast(x.device.type, enabled=False):  # a state over thousands of tokens needs float32
+        return _scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk).to(x.dtype)
+
+
+def _scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk: int,
+) -> Tensor:
+    length, heads = x.shape[1:3]
     step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     step = F.softplus(step) if dt_softplus else step
     state: Tensor | None = None
@@ -67,7 +83,7 @@ def ssd_scan(
             y[:, part], state = _chunks(cut[0], cut[1], cut[2], cut[3], cut[4], state, chunk)
     if D is not None:
         y = torch.addcmul(y, given[0], D.float().view(heads, -1))
-    return y.to(x.dtype)
+    return y
 
 
 def _chunks(

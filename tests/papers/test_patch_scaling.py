@@ -1,0 +1,51 @@
+"""The curve of patch scaling: a small one from images to page, its claims' rules."""
+
+from dataclasses import replace
+
+import pytest
+
+from paperworks.errors import InputError
+from paperworks.paper import Bench, Measured, Run
+from paperworks.papers import _patch_scaling_claims as claims
+from paperworks.papers._patch_scaling_curve import build, tokens
+from paperworks.papers.patch_scaling import paper
+
+
+def test_a_curve_leaves_a_page_with_every_point(tmp_path, monkeypatch):
+    recipe = paper.recipes["curve"](patches=(8, 4), images=64, epochs=2)
+    recipe = replace(recipe, config=replace(recipe.config, batch=32, test_images=50))
+    run = Run.open(tmp_path, slug="patch-scaling", recipe="curve", arguments={}, config=recipe.config, command="paperworks run")
+    run.execute(recipe, say=lambda _: None)
+    found = run.result("curve")
+    assert set(found) == {"Adventurer", "ViT"} and found["ViT"]["8"]["tokens"] == 4 and found["ViT"]["4"]["tokens"] == 16
+    page = (tmp_path / "report.html").read_text()
+    assert "over tokens" in page and "8 x 8" in page and "million MACs" in page
+    monkeypatch.setattr("paperworks.papers._patch_scaling_curve.fit", None)  # a second time everything is read
+    config = replace(claims.CURVE, patches=(8, 4), images=64, epochs=2, batch=32, test_images=50)
+    monkeypatch.setattr(claims, "CurveConfig", lambda **given: replace(config, **given))
+    measured = claims.curve_of(Bench(tmp_path / "curve", seeds=(0,), say=lambda _: None))
+    assert measured.value == min(found[kind]["4"]["top1"] - found[kind]["8"]["top1"] for kind in found)
+
+
+def test_what_does_not_fit_is_said_before_training(tmp_path):
+    with pytest.raises(InputError, match="do not divide"):
+        build("ViT", 3, 16, 10)
+    with pytest.raises(InputError, match="no network 'CNN'"):
+        build("CNN", 4, 16, 10)
+    with pytest.raises(InputError, match="do not divide"):
+        paper.recipes["laptop"](size=30, patch=4)
+    with pytest.raises(InputError, match="--weights"):
+        paper.recipes["paper"](part=2)
+    assert paper.recipes["paper"](part=3, weights="x.pth").config.network.arguments["drop_path_rate"] == 0.6
+
+
+def test_rules():
+    row = {"loss": {"8": 3.0, "4": 2.0, "2": 1.0, "1": 1.1}, "top1": {"8": 1.0, "4": 2.0, "2": 80.0, "1": 79.5}}
+    measured = Measured(0.0, "", numbers={"means": {"ViT": row}})
+    assert claims.falls(measured)
+    row["top1"]["1"] = 78.0
+    assert not claims.falls(measured)
+    good = {"finite": True, "time": 4.2, "memory": 3.9}
+    assert claims.linear_in_tokens(Measured(50176, "", numbers=good))
+    assert not claims.linear_in_tokens(Measured(50176, "", numbers={**good, "time": 8.0}))
+    assert tokens(224, 1) == 50176 and claims.attention_gib(50176) == pytest.approx(9.38, abs=0.01)
