@@ -1,4 +1,4 @@
-"""`paperworks compare`: times as people write them, unknown names, and both tasks at toy size."""
+"""`paperworks compare`: times as people write them, unknown names, and all tasks at toy size."""
 
 import pytest
 import torch
@@ -67,3 +67,13 @@ def test_peak_memory_counts_what_is_alive_together():
             del y
 
     assert peak_memory(in_turns) == 4000
+
+
+@pytest.mark.slow
+def test_three_methods_fill_one_hole(tmp_path, capsys):
+    assert main(["compare", "--task", "inpainting", "--mask", "m.png", "--out", str(tmp_path / "no")]) == 2
+    assert "needs the image" in capsys.readouterr().err
+    assert main(["compare", "--task", "inpainting", "--budget", "1s", "--out", str(tmp_path / "run")]) == 0
+    found = Run.load(tmp_path / "run").result("report")["PSNR in the hole (dB)"]
+    assert set(found) == {"put", "var", "hmar", "mean of the known"}
+    assert "The same pictures and masks" in (tmp_path / "run" / "report.html").read_text()

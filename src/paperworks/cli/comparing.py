@@ -26,24 +26,29 @@ def seconds(text: str) -> float:
 
 def compare(
     *,
-    task: Literal["classification", "generation"] = "classification",
+    task: Literal["classification", "generation", "inpainting"] = "classification",
     data: str = "default",
     budget: str = "1min",
     networks: tuple[str, ...] = (),
     tokenizers: tuple[str, ...] = (),
     generators: tuple[str, ...] = (),
+    image: str = "",
+    mask: str = "",
     seed: int = 0,
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
 ) -> int:
     """Trains the parts of several papers on the same images for the same time and reports them side by side.
 
     Args:
-        task: "classification": recognition networks; "generation": every tokenizer with every generator
-        data: a folder of images, parquet, shards, or a name; the default is 5000 handwritten digits
+        task: "classification": recognition networks; "generation": every tokenizer with every generator;
+            "inpainting": PUT, VAR and HMAR fill the same holes
+        data: a folder of images, parquet, shards, or a name; the default is 5000 handwritten digits (photos for inpainting)
         budget: training time of each network (tokenizer, generator), as in 90s or 3min
         networks: papers to compare (classification); all when none is named
         tokenizers: of the comparison (generation); all when none is named
         generators: of the comparison (generation); all when none is named
+        image: a picture to fill, reduced to 32 pixels (inpainting)
+        mask: white where it is to be made anew (inpainting); its centre when none is named
         seed: of initial weights, order and sampling
         out: folder of the run instead of runs/compare-TASK; a stopped comparison goes on
     """
@@ -52,6 +57,10 @@ def compare(
         from paperworks.papers._compare_tokens import compare as build
 
         recipe = build(data, time, tokenizers, generators, seed)
+    elif task == "inpainting":
+        from paperworks.papers._compare_inpainting import compare as build_inpainting
+
+        recipe = build_inpainting(data, time, image, mask, seed)
     else:
         from paperworks.papers._compare_networks import compare as build_networks
 
