@@ -1,4 +1,4 @@
-"""ByteFormer: its stem against embedding and convolution, its windows against padded, rolled and masked ones, files in batches."""
+"""ByteFormer: the stem against embedding and convolution, windows against padded, rolled and masked ones, files in batches."""
 
 from dataclasses import dataclass
 

@@ -125,7 +125,7 @@ def separate_windows(window: int, shift: int = 0, real: Tensor | None = None) ->
         for start, stop, size in ((0, first, first), (first, last, window), (last, length, length - last)):
             if start < stop:
                 mask = None if real is None else _visible(real[:, start:stop], size)
-                pieces.append(_within(size, *(each[:, :, start:stop] for each in (query, key, value)), scale, mask))
+                pieces.append(_within(size, scale, mask, *(each[:, :, start:stop] for each in (query, key, value))))
         return _joined(pieces)
 
     return attend
@@ -145,14 +145,14 @@ def rolled_windows(window: int, shift: int, blank: Tensor) -> Attend:
         end, begin = max(0, length - last), min(shift, length)
         pieces = []
         if last > shift:
-            pieces.append(_within(window, *(each[:, :, shift:last] for each in (query, key, value)), scale))
+            pieces.append(_within(window, scale, None, *(each[:, :, shift:last] for each in (query, key, value))))
         if end or begin:
             rest = []
             for each, zero in zip((query, key, value), blank.to(query.dtype)):
                 zeros = zero[:, None].expand(len(each), -1, filled, -1)
                 gap, behind = zeros[:, :, : filled - max(length, last)], zeros[:, :, : shift - begin]
                 rest.append(torch.cat((each[:, :, length - end :], gap, each[:, :, :begin], behind), 2))
-            mixed = _within(window, *rest, scale)
+            mixed = _within(window, scale, None, *rest)
             at = filled - max(length, last) + end
             pieces = [mixed[:, at : at + begin], *pieces, mixed[:, :end]]
         return _joined(pieces)
@@ -160,7 +160,7 @@ def rolled_windows(window: int, shift: int, blank: Tensor) -> Attend:
     return attend
 
 
-def _within(size: int, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+def _within(size: int, scale: float, mask: Tensor | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention within every `size` tokens: [N, H, L, d] -> [N, L, H, d]. Nothing is copied beforehand where N is 1."""
     # [N x L / size, H, size, d]
     q, k, v = (each.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1) for each in (query, key, value))
@@ -168,7 +168,7 @@ def _within(size: int, query: Tensor, key: Tensor, value: Tensor, scale: float, 
     return mixed.transpose(1, 2).reshape(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
+def _joined(pieces: list[Tensor]) -> Tensor:
     """Pieces [N, L, H, d] one after the other as [N, H, L, d]."""
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)).transpose(1, 2)
 

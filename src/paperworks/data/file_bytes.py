@@ -157,6 +157,9 @@ class FileSource(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def key(self, index: int) -> str:
+        return self.keys[index]
+
     def set_epoch(self, epoch: int) -> None:
         """Other noise for the same files."""
         self.epoch = epoch

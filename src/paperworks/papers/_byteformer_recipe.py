@@ -1,0 +1,292 @@
+"""ByteFormer's runs: images written as files, or files as they lie, to a network; and the same with pixels beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from paperworks.analysis.counting import count_parameters
+from paperworks.backbones.byteformer import VARIANTS, ByteFormer
+from paperworks.data import ImageSource, Loader, Transformed, open_images
+from paperworks.data.file_bytes import Changes, EncodedImages, FileSource, ImageFormat, open_files
+from paperworks.errors import InputError, nearest
+from paperworks.layers.pretrained import read_weights
+from paperworks.objectives.classify import Classify, Scores, score
+from paperworks.objectives.classify_files import ClassifyFiles
+from paperworks.paper import Run, first_process, write_json
+from paperworks.papers._classification import (
+    ClassifierConfig,
+    _plain,
+    _some,
+    evaluation_transform,
+    in_order,
+    linear_baseline,
+    training_transform,
+)
+from paperworks.training import Context, Objective, TrainConfig, fit
+
+Files = EncodedImages | FileSource
+
+
+@dataclass(frozen=True)
+class FilesConfig(ClassifierConfig):
+    """A classifier of images that sees them as files (mixup and cutmix do not apply), or of any files."""
+
+    format: ImageFormat | Literal["raw"] = "tiff"
+    """what images are written as after augmentation; "raw": `data` is a folder of files of any kind, read as they lie"""
+    quality: int = 100
+    """of JPEG"""
+    channels: int = 3
+    """of images: 1 or 3"""
+    changes: Changes = field(default_factory=Changes)
+    longest: int = 1 << 17
+    """bytes; longer files of a folder are left out and listed"""
+    pixels: bool = True
+    """train a transformer on patches of pixels too, with as many parameters and steps"""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def files_of(config: FilesConfig, split: Literal["train", "test"], *, augmented: bool = False) -> Files:
+    """The labelled files of a part. augmented: crops and flips of images, before they are written."""
+    if config.format == "raw":
+        least = network_arguments(config).get("kernel", 32)
+        return open_files(
+            config.data,
+            split=split,
+            labels="required",
+            least_bytes=least,
+            most_bytes=config.longest,
+            changes=config.changes,
+            seed=config.seed,
+        )
+    return written(config, images_of(config, split), augmented=augmented)
+
+
+def images_of(config: FilesConfig, split: Literal["train", "test"]) -> ImageSource:
+    return open_images(config.data, split=split, strict=config.strict, labels="required", channels=config.channels)
+
+
+def written(config: FilesConfig, source: ImageSource, *, augmented: bool = False) -> EncodedImages:
+    """Images as files in the run's format."""
+    if config.format == "raw":
+        raise InputError("this run was trained on files as they lie; give it such files")
+    plain = evaluation_transform(config.image_size, config.crop_pct, config.augment.kind)
+    images = Transformed(source, training_transform(config) if augmented else plain, seed=config.seed)
+    return EncodedImages(images, config.format, quality=config.quality, changes=config.changes, seed=config.seed)
+
+
+def numbered(files: Files, batch: int = 64) -> Iterator[dict[str, Tensor]]:
+    """All files once, in their order, as `score` reads them."""
+    for found in Loader(files, min(batch, len(files)), seed=0, shuffle=False, drop_last=False):
+        yield {"image": found["bytes"]} | ({"label": found["label"]} if "label" in found else {})
+
+
+def source_of(files: Files) -> ImageSource | FileSource:
+    """What has names, classes and labels."""
+    return files.images.source if isinstance(files, EncodedImages) else files
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def network_arguments(config: FilesConfig) -> dict[str, Any]:
+    name = config.network.name
+    if name not in VARIANTS:
+        raise InputError(f"no network {name!r}{nearest(name, VARIANTS)}")
+    return {**VARIANTS[name], **config.network.arguments}
+
+
+def build_network(config: FilesConfig, classes: int, longest: int) -> ByteFormer:
+    """Random weights from the seed. max_tokens 0: as many positions as a file of `longest` bytes needs."""
+    arguments = network_arguments(config)
+    kernel = arguments["kernel"]
+    if not arguments["max_tokens"]:
+        arguments["max_tokens"] = max(1, 1 + (longest - kernel) // (kernel // 2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            return ByteFormer(**arguments, num_classes=classes)
+        except TypeError as error:
+            raise InputError(f"network {config.network.name}: {error}") from None
+
+
+def longest_file(files: Files, looked_at: int = 200) -> int:
+    """Bytes of the longest file; of images that are written anew each time, of some of them and a quarter more."""
+    if isinstance(files, FileSource):
+        return max(len(files.read(index)) for index in range(len(files)))
+    rows = torch.linspace(0, len(files) - 1, min(looked_at, len(files))).long().tolist()
+    lengths = {len(files[row]["bytes"]) for row in rows}
+    return max(lengths) if len(lengths) == 1 else max(lengths) * 5 // 4
+
+
+def patch_transformer(like: nn.Module, width: int, heads: int, size: int, channels: int, classes: int) -> nn.Module:
+    """A ViT on 8 x 8 patches of pixels (DeiT without distillation) as wide as the network it is compared with, and as deep as
+    it takes to have at least its parameters."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    for depth in range(1, 100):
+        model = VisionTransformer(size, size // 8, channels, classes, embed_dim=width, depth=depth, num_heads=heads)
+        if count_parameters(model) >= count_parameters(like):
+            break
+    return model
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """A network with what is needed to use it on files."""
+
+    network: ByteFormer
+    classes: list[str]
+    also_called: list[set[str]]
+    config: FilesConfig
+
+    @classmethod
+    def of(cls, run: Run) -> Trained:
+        run.result("train")
+        about = json.loads((run.folder / "train" / "classes.json").read_text())
+        network = ByteFormer.from_pretrained(run.folder / "train" / "model").eval()
+        return cls(network, about["classes"], [set(names) for names in about["also_called"]], run.config(FilesConfig))
+
+    def score(self, files: Files) -> Scores:
+        source = source_of(files)
+        assert source.classes is not None
+        known = {name: number for number, names in enumerate(self.also_called) for name in names}
+        unknown = [name for name in source.classes if _plain(name) not in known]
+        if unknown:
+            raise InputError(f"{source.name}: the network does not know its class {unknown[0]!r}")
+        numbers = torch.tensor([known[_plain(name)] for name in source.classes])
+        batches = (batch | {"label": numbers[batch["label"]]} for batch in numbered(files))
+        return score(self.network, batches, len(self.classes))
+
+
+def save(network: ByteFormer, classes: list[str], also_called: list[set[str]], folder: Path) -> None:
+    network.save_pretrained(folder / "model")
+    write_json(folder / "classes.json", {"classes": classes, "also_called": [sorted(names) for names in also_called]})
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def train(config: FilesConfig, run: Run) -> Mapping[str, Any]:
+    """Train on the bytes, keep the averaged weights."""
+    files = files_of(config, "train", augmented=True)
+    source, classes = source_of(files), source_of(files).classes or []
+    if len(classes) < 2:
+        raise InputError(f"{source.name} has {len(classes)} class: a classifier needs at least two, one sub-folder for each")
+    longest = longest_file(files)
+    network = build_network(config, len(classes), longest)
+    objective = ClassifyFiles(network, smoothing=config.augment.smoothing)
+    watched = _watched(config)
+
+    def evaluate(current: Objective, ctx: Context) -> dict[str, float]:
+        assert isinstance(current, Classify)
+        found = score(current.logits, numbered(watched), len(classes))
+        return {"top1": found.top1, "loss": found.loss}
+
+    fitted = fit(objective, files, _training(config, len(files)), run.stage_folder("train"), evaluate=evaluate, label="bytes")
+    if first_process():
+        averaged = fitted.averaged
+        assert isinstance(averaged, Classify) and isinstance(averaged.model, ByteFormer)
+        save(averaged.model, classes, [{_plain(name)} for name in classes], run.folder / "train")
+    return {
+        "files": len(files),
+        "classes": len(classes),
+        "source": source.name,
+        "skipped": source.skipped,
+        "longest": longest,
+        "tokens": 1 + (longest - network.stem.kernel) // network.stem.stride,
+        "parameters": count_parameters(network),
+        "seconds": fitted.seconds,
+    }
+
+
+def train_on_pixels(config: FilesConfig, run: Run) -> Mapping[str, Any] | None:
+    """The same images, steps and number of parameters, for a transformer that is given pixels."""
+    if config.format == "raw" or not config.pixels:
+        return None
+    source, test = images_of(config, "train"), images_of(config, "test")
+    assert source.classes is not None
+    like = build_network(config, len(source.classes), run.result("train")["longest"])
+    arguments = network_arguments(config)
+    width, heads = arguments.get("width", 192), arguments.get("heads", 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = patch_transformer(like, width, heads, config.image_size, config.channels, len(source.classes))
+    half = (0.5,) * config.channels
+    objective = Classify(model, smoothing=config.augment.smoothing, mean=half, std=half)
+    data = Transformed(source, training_transform(config), seed=config.seed)
+    fitted = fit(objective, data, _training(config, len(source)), run.stage_folder("pixels"), label="pixels")
+    averaged = fitted.averaged
+    assert isinstance(averaged, Classify)
+    plain = evaluation_transform(config.image_size, config.crop_pct, config.augment.kind)
+    found = score(averaged.logits, in_order(test, plain), len(source.classes))
+    return {"top1": found.top1, "loss": found.loss, "parameters": count_parameters(model), "seconds": fitted.seconds}
+
+
+def baseline(config: FilesConfig, run: Run) -> Mapping[str, Any]:
+    """Logistic regression: on pixels, or, for files of any kind, on how often each byte occurs."""
+    if config.format != "raw":
+        return linear_baseline(config, run)
+    from sklearn.linear_model import LogisticRegression
+
+    parts = {}
+    for split in ("train", "test"):
+        files = files_of(config, split)
+        assert isinstance(files, FileSource) and files.labels is not None
+        shares = [torch.bincount(files.file(index), minlength=256) / len(files.file(index)) for index in range(len(files))]
+        parts[split] = (torch.stack(shares).numpy() * 16, files.labels.numpy())
+    model = LogisticRegression(max_iter=500).fit(*parts["train"])
+    return {"top1": float(model.score(*parts["test"])), "images": len(parts["train"][0])}
+
+
+def evaluate(config: FilesConfig, run: Run) -> Mapping[str, Any]:
+    """Scores on the held-out files."""
+    test = files_of(config, "test")
+    found = Trained.of(run).score(test)
+    labels = source_of(test).labels
+    assert labels is not None
+    tensors = {name: value for name, value in asdict(found).items() if isinstance(value, Tensor)}
+    torch.save(tensors | {"labels": labels}, run.stage_folder("evaluate") / "scores.pt")
+    majority = float(labels.bincount().max()) / len(labels)
+    return {"top1": found.top1, "top5": found.top5, "loss": found.loss, "files": len(labels), "majority": majority}
+
+
+def load_released(window: int | None, config: FilesConfig, run: Run) -> Mapping[str, Any]:
+    """In place of training: the authors' weights."""
+    network = ByteFormer.from_official(read_weights(config.network.weights), **({"window": window} if window else {}))
+    classes = [str(number) for number in range(network.num_classes)]
+    if network.num_classes == 1000:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        also = [{_plain(info.index_to_label_name(n)), _plain(info.index_to_description(n))} for n in range(1000)]
+        classes = [info.index_to_description(number).split(",")[0] for number in range(1000)]
+    else:
+        also = [{name} for name in classes]
+    save(network, classes, also, run.stage_folder("train"))
+    return {"source": config.network.weights, "parameters": count_parameters(network), "classes": len(classes)}
+
+
+def _training(config: FilesConfig, count: int) -> TrainConfig:
+    return replace(config.training, batch_size=min(config.training.batch_size, count))
+
+
+def _watched(config: FilesConfig) -> Files:
+    if config.format != "raw":
+        return written(config, _some(images_of(config, "test"), config.watch))
+    files = files_of(config, "test")
+    assert isinstance(files, FileSource)
+    if len(files) <= config.watch:
+        return files
+    return files.subset(torch.linspace(0, len(files) - 1, config.watch).round().long())

@@ -1,0 +1,151 @@
+"""ByteFormer: small runs on images and on any files, predictions on a user's files, claims that are counted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from paperworks.backbones.byteformer import ByteFormer
+from paperworks.data import open_images
+from paperworks.data.file_bytes import Changes, encode_image
+from paperworks.errors import InputError
+from paperworks.paper import Bench, Recipe, Run, verdict
+from paperworks.papers import _byteformer_claims as measure
+from paperworks.papers._byteformer_recipe import FilesConfig, Trained, files_of
+from paperworks.papers._recognition_claims import Budget
+from paperworks.papers.byteformer import paper
+from paperworks.training import TrainConfig
+from tests.backbones.test_byteformer import Renamed
+
+SIZES = {"width": 16, "depth": 2, "heads": 2, "window": 32, "kernel": 16, "max_tokens": 0}
+
+
+def tiny(recipe: str, **arguments) -> FilesConfig:
+    config = paper.recipes[recipe](**arguments).config
+    training = TrainConfig(4, 8, ema=0.9, eval_every=2, checkpoint_every=2)
+    return replace(config, network=replace(config.network, arguments=SIZES), training=training, watch=20)
+
+
+def carry_out(folder: Path, config: FilesConfig, recipe: str = "laptop") -> Run:
+    run = Run.open(folder, slug="byteformer", recipe=recipe, arguments={}, config=config, command="paperworks run byteformer")
+    run.execute(Recipe(config, paper.recipes["laptop"]().stages), say=lambda _: None)
+    return run
+
+
+@pytest.mark.parametrize(("format", "keep"), [("tiff", 1.0), ("jpeg", 1.0), ("fhwc", 0.1)])
+def test_images_run_as_files_and_predict(format, keep, jpeg_folder, tmp_path):
+    run = carry_out(tmp_path / "run", tiny("laptop", data=str(jpeg_folder), format=format, keep=keep))
+    assert len(run.result("train")["skipped"]) == 5
+    assert run.result("pixels")["parameters"] >= run.result("train")["parameters"]
+    page = (run.folder / "report.html").read_text()
+    assert all(words in page for words in ("Confusion", "patches of pixels", "What the network is given", "not used"))
+    rows = paper.verbs["predict"](run, str(jpeg_folder / "class0"), top=2)
+    assert {"file", "1.", "2."} == set(rows[0])
+    measured = paper.verbs["evaluate"](run)
+    assert measured["top-1 %"] == pytest.approx(100 * run.result("evaluate")["top1"], abs=0.01)
+
+
+@torch.no_grad()
+def test_files_that_the_user_wrote_are_read_as_they_lie(jpeg_folder, tmp_path):
+    """The same image gives the same answer, whether we write the file or the user does."""
+    config = tiny("laptop", data=str(jpeg_folder))
+    run = carry_out(tmp_path / "run", config)
+    test = files_of(config, "test")
+    (tmp_path / "mine").mkdir()
+    pixels = test.images[0]["image"].as_subclass(torch.Tensor)
+    (tmp_path / "mine" / "a.tif").write_bytes(encode_image(pixels))
+    (tmp_path / "mine" / "b.tif").write_bytes(b"x" * 100_000)
+    with measure.no_decoders():
+        rows = paper.verbs["predict"](run, str(tmp_path / "mine"), top=1, raw=True)
+    trained = Trained.of(run)
+    best = trained.network(test[0]["bytes"][None]).softmax(1)
+    assert rows[0] == {"file": "a.tif", "1.": f"{trained.classes[int(best.argmax())]} {float(best.max()):.1%}"}
+    assert rows[1]["1."].startswith("not used: 100000 bytes are more than")
+
+
+def test_files_of_any_kind(tmp_path):
+    """Texts against counted bytes: told apart within a few steps or not, the run is whole."""
+    for number in range(24):
+        for name, content in (("text", f"letter {number}, all is well. " * (3 + number)), ("numbers", "")):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            data = content.encode() or bytes(range(number, number + 200))
+            (tmp_path / "data" / name / f"{number}.dat").write_bytes(data)
+    run = carry_out(tmp_path / "run", tiny("files", data=str(tmp_path / "data")), "files")
+    assert run.record["stages"]["pixels"]["result"] == {} and run.result("linear")["top1"] == 1.0
+    assert "how often each byte occurs" in (run.folder / "report.html").read_text()
+    rows = paper.verbs["predict"](run, str(tmp_path / "data" / "text" / "3.dat"))
+    assert len(rows) == 1 and rows[0]["file"] == "3.dat" and len(rows[0]) == 3
+    assert paper.verbs["evaluate"](run, data=str(tmp_path / "data"), split="all")["files"] == 48
+
+
+def test_released_weights_predict(tmp_path, jpeg_folder):
+    torch.manual_seed(0)
+    model = ByteFormer(7, 16, 2, 1, kernel=32, max_tokens=9_500, window=32, mask="official")
+    weights = tmp_path / "released.safetensors"
+    save_file({name: value.contiguous() for name, value in Renamed(model).weights().items()}, weights)
+    recipe = paper.recipes["released"](weights=str(weights), window=32)
+    run = Run.open(tmp_path / "run", slug="byteformer", recipe="released", arguments={}, config=recipe.config, command="")
+    run.execute(recipe, say=lambda _: None)
+    assert Trained.of(run).network.mask == "official"
+    rows = paper.verbs["predict"](run, str(jpeg_folder / "class1"), top=3)
+    assert len(rows) >= 8 and set(rows[0]) == {"file", "1.", "2.", "3."}
+    with pytest.raises(InputError, match="no data of its own"):
+        paper.verbs["evaluate"](run)
+
+
+def test_what_cannot_be_run(jpeg_folder, tmp_path):
+    with pytest.raises(InputError, match="no variant 'byteformer_tiny'"):
+        paper.recipes["paper"](variant="byteformer_tiny")
+    with pytest.raises(InputError, match="no class folders"):
+        files_of(tiny("files", data=str(jpeg_folder / "class0")), "train")
+    config = tiny("laptop", data=str(jpeg_folder))
+    with pytest.raises(InputError, match="network"):
+        wrong = replace(config.network, arguments={**SIZES, "wide": 3})
+        carry_out(tmp_path / "run", replace(config, network=wrong))
+
+
+def test_variants_have_the_published_sizes():
+    for name, variant in paper.variants.items():
+        if variant.parameters is not None:
+            with torch.device("meta"):
+                found = sum(parameter.numel() for parameter in variant.build().parameters()) / 1e6
+            assert found == pytest.approx(variant.parameters, rel=1e-4, abs=0.05), name
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", ["c3", "c8", "c9"])
+def test_counted_claims_hold(id, tmp_path):
+    claim = paper.claims[id]
+    assert verdict(claim, claim.measure(Bench(tmp_path, say=lambda _: None))) == "holds"
+
+
+def test_trained_claims_measure(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "BUDGET", Budget(images=48, test_images=40, epochs=1, batch=16))
+    monkeypatch.setattr(measure, "SETTING", {**measure.SETTING, "width": 32, "depth": 2})
+    monkeypatch.setattr(measure, "CAMERA", {**measure.CAMERA, "width": 32, "depth": 2})
+    bench = Bench(tmp_path, seeds=(0,), say=lambda _: None)
+    for id in ("c1", "c4", "c5", "c7", "c10"):
+        measured = paper.claims[id].measure(bench)
+        assert -100 <= measured.value <= 100 and measured.detail
+    monkeypatch.setattr(measure, "fit", None)  # a second measurement reads what the first one left
+    assert paper.claims["c1"].measure(bench).per_seed == paper.claims["c1"].measure(bench).per_seed
+
+
+def test_pictures_become_sounds():
+    pictures = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    pictures[0, 0, 6:8, 10:12] = 255  # the fourth tone in the sixth column
+    wave = measure.sonify(pictures)[0]
+    assert wave.shape == (1024,) and float(wave.abs().max()) == 1
+    assert not wave[:320].any() and not wave[384:].any()
+    assert int(torch.fft.rfft(wave[320:384]).abs().argmax()) == 4
+    assert not measure.sonify(pictures * 0).any()
+
+
+def test_changes_are_flags_of_the_recipe():
+    config = paper.recipes["laptop"](order="reverse", keep=0.5, noise=3, permute=True).config
+    assert config.changes == Changes("reverse", 0.5, 3, True) and config.channels == 1
+    assert open_images(config.data, split="test", channels=config.channels)[0]["image"].shape[0] == 1
