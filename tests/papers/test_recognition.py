@@ -18,21 +18,27 @@ SHRINK = {
     "ibn-net": {"channels": [4, 6, 8, 10], "stem_width": 4},
     "resnet-rs": {"channels": [4, 6, 8, 10], "stem_width": 4},
     "vovnet": {"stage_conv_chs": [4, 4, 6, 6], "stage_out_chs": [8, 8, 12, 12], "stem_chs": [4, 4, 8]},
+    "resformer": {"embed_dim": 16, "depth": 1},
     "unireplknet": {"dims": [8, 12, 16]},
     "large-kernels": {"channels": [4, 6, 8]},
     "tic": {"dims": [8, 12], "heads": [2, 2]},
     "patch-scaling": {"embed_dim": 16, "depth": 1, "mamba_d_state": 4, "headdim": 16},
+    "nasnet": {"filters": 2},
+    "cswin": {"dims": [8, 12, 16], "depths": [1, 1, 1], "heads": [2, 2, 2]},
 }
 """arguments that make the laptop's network tiny"""
 COUNTED = {
     "simplenet": ["c3"],
     "ibn-net": ["c3", "c5", "c6"],
     "vovnet": ["c1", "c2"],
+    "nasnet": ["c1", "c6", "c7"],
     "resnet-rs": ["c9"],
     "unireplknet": ["c11"],
     "large-kernels": ["c9"],
     "tic": ["c1", "c2", "c4", "c8"],
     "patch-scaling": ["c8"],
+    "resformer": ["c9"],
+    "cswin": ["c1", "c2", "c14"],
 }
 """claims that need no training and hold"""
 

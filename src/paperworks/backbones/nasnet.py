@@ -32,8 +32,8 @@ class NASNet(Backbone):
 
     genotype: "A", or a table of your own (`Genotype.to_plain()`). num_cells: normal cells in all; reductions cut them into
     equal stacks. filters: of the first stack; a normal cell of NASNet-A returns 6 times as many channels.
-    stem: "imagenet" shrinks by 8 (a convolution and two reduction cells), "cifar" not at all. stem_size: channels of the first
-    convolution, 3 * filters by default. channel_multiplier: of the filters at every reduction.
+    stem: "imagenet" shrinks by 8 (a convolution and two reduction cells), "cifar" by stem_stride, of the paper's 1. stem_size:
+    channels of the first convolution, 3 * filters by default. channel_multiplier: of the filters at every reduction.
     skip_reduction_input: the cell after a reduction takes the same previous map as the reduction, not the reduction's input.
     drop_path_rate: 1 - the keep probability, reached in the last cell; with "linear" at the end of training only.
     auxiliary_map: side of the map that the auxiliary head reads, for one training size; None for no such head.
@@ -51,6 +51,7 @@ class NASNet(Backbone):
         filters: int = 168,
         stem: Stem = "imagenet",
         stem_size: int | None = None,
+        stem_stride: int = 1,
         channel_multiplier: int = 2,
         reductions: int = 2,
         skip_reduction_input: bool = False,
@@ -79,12 +80,12 @@ class NASNet(Backbone):
         norm: Norm = partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
         drop = ScheduledDropPath if drop_path_schedule == "linear" else DropPath
 
-        strides = stem == "imagenet"
+        stem_stride = 2 if stem == "imagenet" else stem_stride
         current = stem_size or 3 * filters
-        self.conv0 = NormedConv(in_chans, current, 3, 2 if strides else 1, norm, padding=0 if strides else -1)
+        self.conv0 = NormedConv(in_chans, current, 3, stem_stride, norm, padding=0 if stem == "imagenet" else -1)
         plan = list(skeleton(num_cells, filters, channel_multiplier, reductions, stem))
         previous: int | None = None
-        scale = previous_scale = 2 if strides else 1  # image pixels per pixel of the current and of the previous map
+        scale = previous_scale = stem_stride  # image pixels per pixel of the current and of the previous map
         self._levels = [["conv0"]]
         self.feature_info = [{"num_chs": current, "reduction": scale, "module": "conv0", "index": 0}]
         before_last_reduction = current

@@ -53,7 +53,7 @@ class ScheduledDropPath(DropPath):
 
 def set_progress(network: nn.Module, step: int, steps: int) -> None:
     """Tell every ScheduledDropPath in `network` that training is at `step` of `steps`."""
-    share = min(1.0, step / steps)
+    share = min(1.0, step / max(1, steps))
     for module in network.modules():
         if isinstance(module, ScheduledDropPath):
             module.progress.fill_(share)

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
+from paperworks.layers.drop_path import set_progress
 from paperworks.training.objective import Batch, Context, Losses, Objective
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+AUXILIARY_WEIGHT = 0.4
+"""of the loss of a network's auxiliary classifier, where it has one (1512.00567 and 1707.07012)"""
 
 Loss = Literal["cross_entropy", "binary"]
 
@@ -40,6 +44,7 @@ class Classify(Objective):
 
     loss: "cross_entropy", or "binary": one yes-or-no question per class, averaged over the classes.
     smoothing: share of a hard label spread evenly over all classes (batch transforms that make `target` smooth themselves).
+    A `ScheduledDropPath` in the network is told how far training is; an auxiliary classifier is trained beside the last one.
     """
 
     needs = {"image": "float NCHW in [0, 1]"}
@@ -69,28 +74,34 @@ class Classify(Objective):
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
         if "target" not in batch and "label" not in batch:
             raise InputError("Classify needs 'label' or 'target' in every batch: open the images with labels='required'")
-        logits = self.logits(batch["image"]).float()
+        set_progress(self.model, ctx.step, ctx.max_steps)
         truth = batch.get("target", batch.get("label"))
         assert truth is not None
-        classes = logits.shape[1]
-        if truth.is_floating_point():
-            if truth.shape != logits.shape:
-                raise InputError(f"target has {truth.shape[1]} classes, the network {classes}: build it with that num_classes")
-            soft, hard = truth, truth.argmax(1)
+        side = None
+        if getattr(self.model, "auxiliary", None) is not None:  # a second classifier in the middle of the network
+            logits, side = self.model.forward_with_auxiliary(self.normalise(batch["image"]))  # type: ignore[operator]
         else:
-            soft, hard = None, truth
-        if self.kind == "binary":
-            wanted = F.one_hot(hard, classes).float() if soft is None else soft
-            if soft is None and self.smoothing:
-                wanted = wanted * (1 - self.smoothing) + self.smoothing / classes
-            loss = F.binary_cross_entropy_with_logits(logits, wanted)
-        elif soft is None:
-            loss = F.cross_entropy(logits, hard, label_smoothing=self.smoothing)
-        else:
-            loss = F.cross_entropy(logits, soft)
+            logits = self.logits(batch["image"])
+        logits = logits.float()
+        loss = self._between(logits, truth)
+        if side is not None:
+            loss = loss + AUXILIARY_WEIGHT * self._between(side.float(), truth)
+        hard = truth.argmax(1) if truth.is_floating_point() else truth
         with torch.no_grad():
             accuracy = (logits.argmax(1) == hard).float().mean()
         return Losses.mean(loss, len(logits), accuracy=accuracy)
+
+    def _between(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Mean loss of logits against hard labels int64 [B] or soft ones [B, classes]."""
+        classes, soft = logits.shape[1], truth.is_floating_point()
+        if soft and truth.shape != logits.shape:
+            raise InputError(f"target has {truth.shape[1]} classes, the network {classes}: build it with that num_classes")
+        if self.kind == "binary":
+            wanted = truth if soft else F.one_hot(truth, classes).float()
+            if not soft and self.smoothing:
+                wanted = wanted * (1 - self.smoothing) + self.smoothing / classes
+            return F.binary_cross_entropy_with_logits(logits, wanted)
+        return F.cross_entropy(logits, truth, label_smoothing=0.0 if soft else self.smoothing)
 
 
 @dataclass

@@ -59,7 +59,7 @@ def search(
         archs = searcher.ask(min(batch, evaluations - len(history)))
         records = []
         for arch in archs:
-            records.append(_evaluated(arch, evaluate, archive))
+            records.append(evaluated(arch, evaluate, archive))
             if told is not None:
                 told(len(history) + len(records), records[-1])
         searcher.tell(archs, [record.reward for record in records])
@@ -67,7 +67,8 @@ def search(
     return history
 
 
-def _evaluated(arch: Arch, evaluate: Evaluate, archive: Archive) -> Record:
+def evaluated(arch: Arch, evaluate: Evaluate, archive: Archive) -> Record:
+    """The archive's record of the architecture, made first where there is none."""
     record = archive.find(arch)
     if record is not None:
         return record

@@ -1,0 +1,187 @@
+"""NASNet (1707.07012): two cells found by search on a small set, stacked to networks of any size.
+
+paperworks run nasnet                                digits, minutes on two cores
+paperworks run nasnet --recipe search                a controller looks for cells on digits, random search beside it
+paperworks run nasnet --cell runs/nasnet-search      a network from the cell that a search found
+paperworks run nasnet --recipe released --weights nasnetalarge.pth
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import timm
+
+from paperworks.backbones.nasnet import ENTRIES, NASNet
+from paperworks.backbones.registry import create
+from paperworks.layers.drop_path import ScheduledDropPath
+from paperworks.paper import Bench, Measured, Recipe, Stage, equals
+from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
+from paperworks.papers._nasnet_report import report_stage
+from paperworks.papers._nasnet_search import LAST, SearchConfig, TestBed, longer_stage, read_cell, search_stage, searched, short
+from paperworks.papers._recognition import recognition_paper, small_images, stages
+from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
+from paperworks.search.cell_space import CellSpace
+from paperworks.search.ppo import PPOSearch
+from paperworks.search.searcher import RandomSearch
+from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
+
+MILLIONS = {"nasnetalarge": 88.753, "nasnetamobile": 5.290}
+PARTS = [NASNet, ScheduledDropPath, CellSpace, PPOSearch, RandomSearch]
+
+paper = recognition_paper("nasnet", PARTS, ENTRIES, MILLIONS, "nasnetalarge")
+
+SMALL: dict[str, Any] = {"num_cells": 3, "filters": 8, "drop_path_rate": 0.1}
+
+
+@paper.recipe("laptop")
+def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed: int = 0, cell: str = "") -> Recipe:
+    """A small NASNet-A, or a network from a cell of your own, in minutes on two cores.
+
+    Args:
+        data: digits by default; a folder with a sub-folder per class, a parquet file or a name
+        size: pixels; images are cut or resized to it
+        steps: of training; 900 for the digits, 2500 for other data
+        seed: of initial weights, order and augmentation
+        cell: the run of a search, or a file with a table of cells; NASNet-A by default
+    """
+    arguments = {**SMALL, "stem_stride": 2 if size <= 48 else 4}
+    if cell:
+        arguments["genotype"] = read_cell(cell)
+    network = NetworkConfig("nasnet_a_cifar_6_768", arguments)
+    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    return Recipe(small_images(network, data, size, steps, seed), stages("NASNet"))
+
+
+@paper.recipe("search")
+def search(data: str = "default", evaluations: int = 50, blocks: int = 5, size: int = 16, seed: int = 0) -> Recipe:
+    """Look for cells: a recurrent controller trained with PPO, and random search with as many evaluations.
+
+    Args:
+        data: digits by default; a folder with a sub-folder per class, a parquet file or a name
+        evaluations: networks that each of the two searches trains
+        blocks: of a cell; the paper's are 5
+        size: pixels of the images that they are trained on
+        seed: of the controller, of the random search and of all networks
+    """
+    config = SearchConfig(data=data, evaluations=evaluations, blocks=blocks, image_size=size, seed=seed)
+    config = replace(config, child=replace(config.child, seed=seed), longer=replace(config.longer, seed=seed))
+    return Recipe(config, (Stage("search", search_stage), Stage("longer", longer_stage), Stage("report", report_stage)))
+
+
+@paper.recipe("paper")
+def published(data: str = "cifar10", seed: int = 0) -> Recipe:
+    """The published CIFAR training of 6@768: 600 epochs of batch 32, paths dropped with a growing probability.
+
+    Args:
+        data: CIFAR-10 by name, or labelled images of 32 pixels
+        seed: of initial weights, order and augmentation
+    """
+    steps_per_epoch = 50_000 // 32
+    steps = 600 * steps_per_epoch
+    arguments = {"drop_path_rate": 0.4, "auxiliary_map": 16, "norm_eps": 1e-5, "norm_momentum": 0.1}
+    optimizer = OptimizerConfig("sgd", lr=0.025, momentum=0.9, weight_decay=5e-4, schedule=ScheduleConfig("cosine"))
+    training = TrainConfig(steps, 32, optimizers={"main": optimizer}, clip=5.0, seed=seed, eval_every=5 * steps_per_epoch)
+    config = ClassifierConfig(
+        data=data,
+        image_size=32,
+        network=NetworkConfig("nasnet_a_cifar_6_768", arguments),
+        augment=AugmentConfig("shift", mixup=0.0, cutmix=0.0, smoothing=0.0),
+        training=training,
+        seed=seed,
+    )
+    return Recipe(config, stages("NASNet"))
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+# Each rule was written down before anything was measured.
+
+PRINTED = {"nasnetalarge": "88.753", "nasnetamobile": "5.290", "nasnet_a_cifar_6_768": "3.3"}
+"""parameters in millions, with the digits that are known"""
+
+
+@paper.claim("c1", rule=equals(3), says="one table of cells builds all three networks, each with the published parameters")
+def one_cell(bench: Bench) -> Measured:
+    assert all("genotype" not in ENTRIES[name].arguments for name in PRINTED)
+    found = {name: millions(partial(create, name)) for name in PRINTED}
+    right = sum(f"{found[name]:.{len(words.partition('.')[2])}f}" == words for name, words in PRINTED.items())
+    words = ", ".join(f"{name} {value:.3f} M (printed {PRINTED[name]})" for name, value in found.items())
+    return Measured(right, "any", f"{words}; accuracy after the transfer was not measured", numbers=found)
+
+
+def _operations() -> tuple[float, float]:
+    """Multiply-accumulates in 1e9 of NASNet-A large at 331 pixels and of DPN-131 at 320, the best network before it."""
+    return giga_macs(partial(create, "nasnetalarge"), 331), giga_macs(partial(timm.create_model, "dpn131"), 320)
+
+
+@paper.claim("c6", rule=equals(9, absolute=0.5), says="the difference to DPN-131 at 320 pixels rounds to 9 G")
+def operations_saved(bench: Bench) -> Measured:
+    ours, theirs = _operations()
+    detail = f"NASNet-A large at 331 pixels {ours:.3f} G, DPN-131 at 320 pixels {theirs:.3f} G multiply-accumulates"
+    return Measured(theirs - ours, "any", detail, numbers={"NASNet-A": ours, "DPN-131": theirs})
+
+
+@paper.claim(
+    "c7", rule=equals(28, absolute=1.0), says="within 1 point of 28 %: the abstract's figure comes from rounded counts"
+)
+def share_saved(bench: Bench) -> Measured:
+    ours, theirs = _operations()
+    detail = f"{theirs - ours:.3f} of DPN-131's {theirs:.3f} G multiply-accumulates"
+    return Measured(100 * (1 - ours / theirs), "any", detail, numbers={"NASNet-A": ours, "DPN-131": theirs})
+
+
+BUDGET = Budget(epochs=8)
+DROPPED: dict[str, dict[str, Any]] = {
+    "none": {"drop_path_rate": 0.0},
+    "constant": {"drop_path_schedule": "constant"},
+    "scheduled": {},
+}
+
+
+def _small(classes: int, **more: Any) -> NASNet:
+    arguments = {"num_cells": 3, "filters": 8, "stem": "cifar", "stem_stride": 2, "drop_path_rate": 0.4}
+    return NASNet(num_classes=classes, **{**arguments, **more})
+
+
+def _not_behind(measured: Measured) -> bool:
+    means = measured.numbers["accuracy"]
+    return means["scheduled"] >= means["none"] and means["scheduled"] >= means["constant"]
+
+
+@paper.claim("c13", rule=_not_behind, says="mean accuracy over the seeds at least that of no and of constant dropping")
+def scheduled_dropping(bench: Bench) -> Measured:
+    """NASNet-A with keep probability 0.6 in the last cell: growing over training, constant, or never."""
+    builds = {name: partial(_small, **more) for name, more in DROPPED.items()}
+    found = all_trained(bench, builds, BUDGET)
+    return lead(bench, found, "scheduled", "none", BUDGET.words(bench), note="; points ahead of never dropping")
+
+
+@paper.claim(
+    "search",
+    rule=lambda m: all(value > 0 for value in m.per_seed),
+    says=f"on every seed the controller's last {LAST} cells have a higher mean reward than random search's",
+    statement="Reinforcement learning proposes better cells than random search with the same number of evaluations",
+    paper_value="-",
+    unit="points",
+    kind="direction",
+)
+def controller_learns(bench: Bench) -> Measured:
+    points, rewards = [], {}
+    for seed in bench.seeds:
+        config = SearchConfig(data=bench.data, seed=seed, evaluations=60, child=replace(short(40), seed=seed))
+        bed = TestBed(config)
+        found = {name: [r.reward for r in searched(bed, name, bench.folder / f"seed-{seed}")] for name in ("ppo", "random")}
+        ends = {name: 100 * mean(values[-LAST:]) for name, values in found.items()}
+        best = {name: 100 * max(values) for name, values in found.items()}
+        points.append(ends["ppo"] - ends["random"])
+        rewards[str(seed)] = {"last": ends, "best": best}
+        bench.say(f"seed {seed}: last {LAST} {ends}, best {best}")
+    over = {
+        kind: {name: mean(r[kind][name] for r in rewards.values()) for name in ("ppo", "random")} for kind in ("last", "best")
+    }
+    words = ", ".join(f"{name} {over['last'][name]:.1f} % (best {over['best'][name]:.1f} %)" for name in ("ppo", "random"))
+    scale = f"60 children of 40 steps each, {bench.data}, 16 pixels, {len(bench.seeds)} seeds"
+    return Measured(mean(points), scale, f"mean reward at the end: {words}", points, list(bench.seeds), rewards)
