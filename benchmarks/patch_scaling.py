@@ -1,4 +1,4 @@
-"""The scan of Mamba-2 in chunks against the loop over tokens (upstream's kernels need a GPU), and against attention of equal width.
+"""The scan of Mamba-2 in chunks against the loop over tokens (upstream's kernels need a GPU) and attention of equal width.
 
 Heads and sizes are those of Adventurer-Tiny: 8 heads of 64 channels, 64 numbers of state. Attention has as many heads of 64.
 """
@@ -6,6 +6,7 @@ Heads and sizes are those of Adventurer-Tiny: 8 heads of 64 channels, 64 numbers
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ def by_tokens(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
+def in_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    return ssd_scan(x, dt, A, B, C, dt_softplus=True)
+
+
 def given(length: int) -> tuple[Tensor, ...]:
     x, dt = torch.randn(1, length, HEADS, DIM), torch.randn(1, length, HEADS) - 3
     return x, dt, -torch.rand(HEADS) * 15 - 1, torch.randn(1, length, 1, STATE), torch.randn(1, length, 1, STATE)
@@ -43,11 +48,10 @@ def given(length: int) -> tuple[Tensor, ...]:
 def scans() -> list[Row]:
     rows = []
     for length, target in ((198, None), (1026, 4.0), (4098, 4.0)):
-        x, dt, A, B, C = given(length)
-        q, k, v = torch.randn(3, 1, HEADS, length, DIM)
-        ours = _quietly(lambda x=x, dt=dt, A=A, B=B, C=C: ssd_scan(x, dt, A, B, C, dt_softplus=True))
-        loop = _quietly(lambda x=x, dt=dt, A=A, B=B, C=C: by_tokens(x, dt, A, B, C))
-        attention = _quietly(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v))
+        inputs = given(length)
+        ours = _quietly(partial(in_chunks, *inputs))
+        loop = _quietly(partial(by_tokens, *inputs))
+        attention = _quietly(partial(F.scaled_dot_product_attention, *torch.randn(3, 1, HEADS, length, DIM)))
         _agree(ours(), loop())
         what = f"scan of {length} tokens"
         rows.append(Row(what, "chunks of 32", "loop over tokens", compare(ours, loop, rounds=7, warmup=1), target=target))
@@ -60,7 +64,7 @@ def training() -> list[Row]:
     inputs = [value.requires_grad_() for value in given(1026)]
 
     def ours() -> None:
-        ssd_scan(*inputs, dt_softplus=True).sum().backward()
+        in_chunks(*inputs).sum().backward()
 
     def loop() -> None:
         by_tokens(*inputs).sum().backward()

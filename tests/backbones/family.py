@@ -57,6 +57,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "headdim": 16,
     },
+    "groupmamba_tiny": {
+        "stem_hidden_dim": 8,
+        "embed_dims": (16, 16, 20, 32),
+        "mlp_ratios": (2, 2, 2, 2),
+        "depths": (1, 1, 2, 1),
+    },
 }
 
 

@@ -37,6 +37,7 @@ MODULES = (
     "maxvit",
     "tic",
     "adventurer",
+    "groupmamba",
 )
 """modules of this room that have a table ENTRIES"""
 

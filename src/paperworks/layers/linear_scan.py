@@ -7,6 +7,7 @@ function calls itself. Nothing is divided and nothing grows, whatever the length
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,14 @@ def linear_scan(a: Tensor, b: Tensor) -> Tensor:
         raise InputError("linear_scan: the sequence is empty (L = 0)")
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _doubling(a, b)
+    if b.is_meta:  # somebody counts; there is nothing to compute
+        return a * b
     return _LinearScan.apply(a, b)
+
+
+def in_float32(x: Tensor) -> AbstractContextManager[Any]:
+    """No autocast: states over thousands of tokens need float32."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class _LinearScan(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from paperworks.errors import InputError
-from paperworks.layers.linear_scan import linear_scan
+from paperworks.layers.linear_scan import in_float32, linear_scan
 
 AT_ONCE = 1 << 17
 """states (tokens x channels x state) held at a time where the state has several entries: what fits a processor's cache"""
@@ -78,7 +78,7 @@ def scan_tokens(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple
     """
     if len(u) == 0:
         raise InputError("selective scan: the sequence is empty (length 0)")
-    with torch.autocast(u.device.type, enabled=False):  # a state over thousands of tokens needs float32
+    with in_float32(u):
         return _one_state(u, dt, A[..., 0], B, C) if A.shape[-1] == 1 else _many_states(u, dt, A, B, C)
 
 

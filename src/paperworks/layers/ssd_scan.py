@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
-from paperworks.layers.linear_scan import linear_scan
+from paperworks.layers.linear_scan import in_float32, linear_scan
 from paperworks.layers.windows import exporting
 
 CHUNK = 32
@@ -50,7 +50,7 @@ def ssd_scan(
         raise InputError("ssd_scan: the sequence is empty (length 0)")
     if heads % groups or A.shape != (heads,):
         raise InputError(f"{heads} heads need A [{heads}] and a number of groups that divides them, not {groups}")
-    with torch.autocast(x.device.type, enabled=False):  # a state over thousands of tokens needs float32
+    with in_float32(x):
         return _scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk).to(x.dtype)
 
 
