@@ -1,8 +1,8 @@
 """ResFormer (2212.00776): a vision transformer for any image size, because none of its positions is tied to a grid.
 
-Global positions (section 3.3) are a sine map of the grid, stretched to its size, through a depthwise convolution; local ones are a
-depthwise convolution of the values within every attention. Tokens are [N, 1 + h * w, C], the class token first. How it is trained
-over several sizes at once is `objectives.multi_resolution`. Module names are those of the released files.
+Global positions (section 3.3) are a sine map of the grid, stretched to its size, through a depthwise convolution; local ones
+are a depthwise convolution of the values within every attention. Tokens are [N, 1 + h * w, C], the class token first. How it is
+trained over several sizes at once is `objectives.multi_resolution`. Module names are those of the released files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from paperworks.backbones.fused import PackedLinear, Plan
+from paperworks.backbones.fused import Plan
+from paperworks.backbones.fused_tokens import FusedMlp, packed, packed_after_norm
 from paperworks.backbones.protocol import Backbone, take_indices
 from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
 from paperworks.layers.convolution import DepthwiseConv2d
 from paperworks.layers.drop_path import DropPath, linear_rates
-from paperworks.layers.folding import fold_scale_and_shift
 from paperworks.layers.mlp import make_classifier
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.transformer import Attention, FeedForward
@@ -152,39 +152,29 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def for_inference(self, plan: Plan) -> nn.Module:
-        return FusedBlock(self, plan)
+        return FusedLocalBlock(self, plan)
 
 
-class FusedBlock(nn.Module):
+class FusedLocalBlock(nn.Module):
     """A block in evaluation: norms' gains and shifts inside the products, packed products, GELU and residuals in place."""
 
     def __init__(self, block: Block, plan: Plan):
         super().__init__()
-        assert isinstance(block.attn.proj, nn.Linear)
-        self.attn = block.attn  # for its mix; its products are taken over
-        self.qkv = _after_norm(block.norm1, block.attn.qkv, plan)
-        self.proj = _packed(block.attn.proj, plan)
-        self.fc1 = _after_norm(block.norm2, block.mlp.fc1, plan)
-        self.fc2 = _packed(block.mlp.fc2, plan)
-        self.attn.qkv = self.attn.proj = nn.Identity()
+        attn = block.attn
+        assert isinstance(attn.proj, nn.Linear)
+        self.qkv = packed_after_norm(block.norm1, attn.qkv, plan)
+        self.proj = packed(attn.proj, plan)
+        self.mlp = FusedMlp(block.norm2, block.mlp.fc1, block.mlp.fc2, plan)
+        del attn.qkv, attn.proj
+        self.attn = attn  # for its mix
         plan.note("transformer block as four packed products, norms folded, activation and residuals in place")
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         count, tokens, dim = x.shape
         rows = x.reshape(-1, dim)
         qkv = self.qkv(F.layer_norm(rows, (dim,), eps=EPS)).view(count, tokens, -1)
-        rows = self.proj(self.attn.mix(qkv, grid).view(-1, dim)).add_(rows)
-        hidden = torch.ops.aten.gelu_(self.fc1(F.layer_norm(rows, (dim,), eps=EPS)))
-        return self.fc2(hidden).add_(rows).view(count, tokens, dim)
-
-
-def _after_norm(norm: nn.LayerNorm, layer: nn.Linear, plan: Plan) -> PackedLinear:
-    weight, bias = fold_scale_and_shift(layer.weight, layer.bias, norm.weight.double(), norm.bias.double())
-    return PackedLinear(weight.to(plan.dtype), bias.to(plan.dtype))
-
-
-def _packed(layer: nn.Linear, plan: Plan) -> PackedLinear:
-    return PackedLinear(layer.weight.detach().to(plan.dtype), layer.bias.detach().to(plan.dtype))
+        mixed = self.attn.mix(qkv, grid).reshape(-1, dim)
+        return self.mlp(self.proj(mixed).add_(rows)).view(count, tokens, dim)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------------
@@ -199,10 +189,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        below, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
-        # an exported graph has to take any size, so there the padding is always part of it
-        if torch.compiler.is_compiling() or below or right:
-            x = F.pad(x, (0, right, 0, below))
+        # the stride leaves out what of this padding makes no whole patch; an exported graph has it for every size
+        fixed = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if fixed or x.shape[2] % self.patch or x.shape[3] % self.patch:
+            x = F.pad(x, (0, self.patch - 1, 0, self.patch - 1))
         return self.proj(x)
 
 
@@ -239,7 +229,7 @@ class ResFormer(Backbone):
         self.num_prefix_tokens = 1
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = GlobalPosition(embed_dim)
+        self.pos_embed: nn.Module = GlobalPosition(embed_dim)
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(

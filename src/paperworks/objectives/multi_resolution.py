@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"smooth_l1": smooth_
 class MultiResolution(Objective):
     """Trains `model` (normalised images -> logits) on every image at all `sizes`, the largest first:
 
-        loss = mean over k of CE(logits_k, label) + weight * D(f_k, f_{k-1} held fixed), the second term from the second size on.
+        loss = mean over k of CE(logits_k, label) + weight * D(f_k, f_{k-1} held fixed), the second term from k = 2 on.
 
     Per batch: `label` int64 [B] or soft labels `target` [B, classes] (these come first), and the images of each size under
     `image{size}`, cropped and augmented on their own (with soft labels `target{size}` if they differ); a size without a key of
@@ -87,8 +88,7 @@ class MultiResolution(Objective):
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
         if "target" not in batch and "label" not in batch:
             raise InputError("MultiResolution needs 'label' or 'target' in every batch: open the images with labels='required'")
-        usual = batch.get("target", batch.get("label"))
-        assert usual is not None
+        usual: Tensor = batch["target"] if "target" in batch else batch["label"]
         sizes = self.sizes_at(ctx.step)
         images = [self.images(batch, size) for size in sizes]
         per_size, distances, accuracy = self.size_losses(images, [batch.get(f"target{size}", usual) for size in sizes])
@@ -102,7 +102,8 @@ class MultiResolution(Objective):
         return self.sizes[first : first + self.window]
 
     def images(self, batch: Batch, size: int) -> Tensor:
-        images = batch.get(f"image{size}", batch["image"])
+        key = f"image{size}"
+        images: Tensor = batch[key] if key in batch else batch["image"]
         if images.shape[2:] == (size, size):
             return images
         return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -148,7 +149,7 @@ def check_sizes(sizes: Sequence[int], patch: int = 1) -> tuple[int, ...]:
         raise InputError("sizes is empty: give the image sizes to train at, the largest first")
     if any(size < 1 or size % patch for size in sizes):
         raise InputError(f"sizes {list(sizes)}: each must be a multiple of the patch, {patch} pixels")
-    if any(after >= before for before, after in zip(sizes, sizes[1:])):
+    if any(after >= before for before, after in pairwise(sizes)):
         raise InputError(f"sizes {list(sizes)} must fall: the smaller learns from the one before; sort them, largest first")
     return sizes
 

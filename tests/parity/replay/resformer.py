@@ -58,7 +58,7 @@ def _training_step(model: ResFormer, case: Case) -> dict[str, Tensor]:
 
 
 def _gradient(model: ResFormer, named: str, shape: torch.Size) -> Tensor:
-    """`patch_embed` or `blocks_0_attn_qkv_weight`: the parameter whose name begins so (or else contains it) and has the shape."""
+    """`patch_embed` or `blocks_0_attn_qkv_weight`: the parameter of that shape whose name begins so, or contains it."""
     found = {name.replace(".", "_"): p for name, p in model.named_parameters() if p.shape == shape and p.grad is not None}
     ways = (
         [name for name in found if name == named],
