@@ -214,7 +214,11 @@ def _plain(name: str) -> str:
 
 def train(config: ClassifierConfig, run: Run) -> Mapping[str, Any]:
     """Train on the images, keep the averaged weights."""
-    source = open_split(config, "train")
+    return train_on(open_split(config, "train"), config, run)
+
+
+def train_on(source: ImageSource, config: ClassifierConfig, run: Run) -> Mapping[str, Any]:
+    """The same on images that are given."""
     classes = source.classes or []
     if len(classes) < 2:
         raise InputError(f"{source.name} has {len(classes)} class: a classifier needs at least two, one sub-folder for each")

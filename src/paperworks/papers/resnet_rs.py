@@ -2,6 +2,7 @@
 
 paperworks run resnet-rs                             digits, minutes on two cores
 paperworks run resnet-rs --data FOLDER               your own photos in class folders
+paperworks run resnet-rs --recipe pseudo --data FOLDER --extra UNLABELLED      labels for images that have none
 paperworks run resnet-rs --recipe released --weights hub
 """
 
@@ -24,6 +25,7 @@ from paperworks.backbones.resnet import ENTRIES as RESIDUAL
 from paperworks.backbones.resnet import RS, ResNet
 from paperworks.backbones.video import VideoResNet
 from paperworks.paper import Bench, Measured, Recipe, at_least, at_most
+from paperworks.papers import _pseudo_labels as pseudo_labels
 from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, inference
@@ -71,6 +73,33 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
     network = NetworkConfig("resnetrs50", {**SMALL, **stem})
     steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("ResNet-RS"))
+
+
+@paper.recipe("pseudo")
+def pseudo(
+    data: str = "default",
+    extra: str = "",
+    keep: int | None = None,
+    least: float = 0.8,
+    size: int = 32,
+    steps: int = 300,
+    seed: int = 0,
+) -> Recipe:
+    """Semi-supervised: a teacher learns the labelled images and labels the others, a student learns both.
+
+    Args:
+        data: images with labels
+        extra: images without; when none are named, most of the data's images lose their labels
+        keep: how many images keep their labels; 100 when no others are named, all otherwise
+        least: probability from which the teacher's label is believed
+        size: pixels
+        steps: of the teacher; the student trains for twice as many
+        seed: of initial weights, order, augmentation and of which images keep their labels
+    """
+    teacher = laptop(data, size, steps, seed).config
+    assert isinstance(teacher, ClassifierConfig)
+    kept = (0 if extra else 100) if keep is None else keep
+    return pseudo_labels.recipe(pseudo_labels.PseudoConfig(teacher, pseudo_labels.doubled(teacher), extra, kept, least))
 
 
 @paper.recipe("paper")
