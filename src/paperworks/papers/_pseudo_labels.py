@@ -131,8 +131,8 @@ def write_report(config: PseudoConfig, run: Run) -> Mapping[str, Any]:
     saved = torch.load(run.folder / "pseudo" / "labels.pt")
     order = saved["probability"].argsort(descending=True)
     for title, chosen in (("The teacher's surest labels", order[:10]), ("Labels it is least sure of", order[-10:])):
-        side = (config.teacher.image_size,) * 2
-        pictures = [F.interpolate(unknown.read(int(i))[None].float() / 255, side, mode="bilinear")[0] for i in chosen]
+        square = (config.teacher.image_size,) * 2
+        pictures = [F.interpolate(unknown.read(int(i))[None].float() / 255, square, mode="bilinear")[0] for i in chosen]
         names = [f"{(known.classes or [])[int(saved['label'][i])]} {saved['probability'][i]:.0%}" for i in chosen]
         page.images(title, torch.stack(pictures), labels=names)
     page.recipe(config, run.record["command"])
