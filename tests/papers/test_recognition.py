@@ -25,6 +25,7 @@ SHRINK = {
     "patch-scaling": {"embed_dim": 16, "depth": 1, "mamba_d_state": 4, "headdim": 16},
     "nasnet": {"filters": 2},
     "cswin": {"dims": [8, 12, 16], "depths": [1, 1, 1], "heads": [2, 2, 2]},
+    "t2t-vit": {"embed_dim": 12, "depth": 2, "num_heads": 2, "token_dim": 4},
 }
 """arguments that make the laptop's network tiny"""
 COUNTED = {
@@ -39,6 +40,7 @@ COUNTED = {
     "patch-scaling": ["c8"],
     "resformer": ["c9"],
     "cswin": ["c1", "c2", "c14"],
+    "t2t-vit": ["c1", "c2", "c4", "c9"],
 }
 """claims that need no training and hold"""
 

@@ -5,6 +5,8 @@ Maps are [N, H, W, ...] here, with the channels (and whatever else belongs to a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -122,7 +124,7 @@ def _join_by_index(tokens: Tensor, window: Window, size: Size) -> Tensor:
     return tokens[windows, _rest(rows, high)[:, None] * wide + _rest(columns, wide)]
 
 
-def _counts(size: Size, window: Window) -> tuple[int, int]:
+def _counts(size: Sequence[int], window: Window) -> tuple[int, int]:
     """Windows above and beside one another. Exported division rounds towards zero, so that -(-side // part) would not do."""
     down, across = ((side + part - 1) // part if part else 1 for side, part in zip(size, window))
     return down, across
