@@ -61,7 +61,7 @@ class PlainSlide:
 
 
 class WholeSlide:
-    """A pyramid of scans, read through tiffslide."""
+    """A pyramid of scans, read through tiffslide at the level that is just fine enough."""
 
     def __init__(self, path: Path, magnification: float | None = None):
         from tiffslide import TiffSlide
@@ -78,9 +78,14 @@ class WholeSlide:
     def read(self, left: int, top: int, width: int, height: int, size: tuple[int, int]) -> Tensor:
         level = self._slide.get_best_level_for_downsample(max(1.0, min(height / size[0], width / size[1])))
         smaller = self._slide.level_downsamples[level]
-        wanted = (max(1, round(width / smaller)), max(1, round(height / smaller)))
-        region = self._slide.read_region((left, top), level, wanted)
-        return _resized(from_pil(region).permute(1, 2, 0).numpy(), size)
+        inside = (max(left, 0), max(top, 0), min(left + width, self.width), min(top + height, self.height))
+        across, down = (max(0, round((inside[axis + 2] - inside[axis]) / smaller)) for axis in (0, 1))
+        pixels = np.empty((0, 0, 3), np.uint8)
+        if across and down:
+            pixels = np.asarray(self._slide.read_region(inside[:2], level, (across, down)).convert("RGB"))
+        whole = [max(1, round(length / smaller)) for length in (width, height)]
+        before = [round((inside[axis] - given) / smaller) for axis, given in enumerate((left, top))]
+        return _resized(_on_white(pixels, *before, *whole), size)
 
 
 def open_slide(path: str | Path, magnification: float | None = None) -> Slide:
@@ -108,8 +113,8 @@ def _plain_pixels(path: Path) -> np.ndarray:
             mapped = tifffile.memmap(path, mode="r")
             if mapped.dtype == np.uint8 and mapped.ndim == 3 and mapped.shape[2] == 3:
                 return mapped
-        except (ValueError, tifffile.TiffFileError):
-            pass  # compressed, or no TIFF after all: Pillow has the last word
+        except Exception:  # compressed, or damaged in one of many ways: Pillow has the last word
+            pass
     try:
         with _any_size(), Image.open(path) as image:
             if image.width * image.height > LARGEST:
@@ -140,7 +145,7 @@ def _is_tiled(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             return bool(file.pages[0].is_tiled)  # type: ignore[union-attr]
-    except (tifffile.TiffFileError, OSError, IndexError):
+    except Exception:  # damaged files make it raise nearly anything
         return False
 
 
@@ -162,7 +167,7 @@ def _on_white(inside: np.ndarray, left: int, top: int, width: int, height: int) 
 
 
 def _resized(region: np.ndarray, size: tuple[int, int]) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(region)).permute(2, 0, 1)  # a copy: regions of mapped files cannot be written to
     if tuple(pixels.shape[1:]) == size:
         return pixels.contiguous()
     smaller = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from paperworks.data.transforms import Drawn
 from paperworks.errors import InputError
 
 STAINS = {"haematoxylin": (0.65, 0.70, 0.29), "eosin": (0.07, 0.99, 0.11), "dab": (0.27, 0.57, 0.78)}
@@ -60,7 +61,7 @@ def tissue_mask(thumbnail: Tensor, stain: Stain = "any") -> Tensor:
 
     if stain not in ("any", "he"):
         raise InputError(f"stain {stain!r}: there are 'any' and 'he'")
-    grey = thumbnail.float().std(0, correction=0) < GREY
+    grey = torch.from_numpy(thumbnail.numpy().astype(np.float32).std(0) < GREY)
     colour = torch.where(grey, 0.0, hue_saturation_density(thumbnail)[1:])
     window = max(1, round(WINDOW * max(thumbnail.shape[1:]) / THUMBNAIL))
     cx, cy = (uniform_filter(plane.numpy(), window, mode="mirror") for plane in colour)
@@ -85,3 +86,19 @@ def cellularity(images: Tensor, threshold: float | None = None) -> Tensor:
         raise InputError(f"cellularity is measured on tiles [N, 3, H, W], not {list(images.shape)}")
     least = nuclei_threshold(images) if threshold is None else threshold
     return (unmix(images)[:, 0] > least).float().mean((1, 2))
+
+
+class Restained(Drawn):
+    """`moved`, then other amounts of stain: the optical density of each colour times up to 1 + `change`, or divided by it."""
+
+    def __init__(self, moved: Drawn, change: float):
+        if change < 0:
+            raise InputError(f"stains change by a factor of 1 + {change}: give 0 or more")
+        self.moved, self.change = moved, change
+        self.draws = moved.draws + 3
+
+    def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        images = self.moved.apply(images, uniforms[:, : self.moved.draws])
+        factors = (1 + self.change) ** (2 * uniforms[:, self.moved.draws :].float() - 1)
+        light = (images.float() / 255) ** factors.view(-1, 3, 1, 1)
+        return (255 * light).round_().to(torch.uint8)

@@ -3,6 +3,7 @@ from made-up slides under one budget. Trained results stay in the claim's folder
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from paperworks.data.mosaic import MosaicConfig, mosaic_of
 from paperworks.data.patch_lists import PatchList, find_patch_lists, grid_steps, read_patch_list
 from paperworks.data.slide_set import MADE, SlideSet, list_slides, made_slides
 from paperworks.data.slides import PlainSlide, TilingConfig, tile_slide
-from paperworks.data.stains import cellularity
+from paperworks.data.stains import Restained, cellularity
 from paperworks.data.transforms import to_float, train_shift
 from paperworks.errors import InputError
 from paperworks.objectives.classify import Classify
@@ -67,8 +68,9 @@ def published_tile(config: SlidesConfig, scan: float = 40.0) -> tuple[Tensor, in
 
 # --- trained ------------------------------------------------------------------------------------------------------------
 
-TILE, TILES, STEPS, PATIENTS, SLIDES = 64, 6, 200, 10, 2
-"""pixels of a tile, tiles of each slide for every side, steps of 64 tiles, patients a class with slides each"""
+TILE, TILES, STEPS, PATIENTS, SLIDES, TUMOUR = 64, 5, 120, 12, 2, 0.15
+"""pixels of a tile, tiles of each slide for every side, steps of 64 tiles, patients a class with slides each, of whose tissue
+this share is tumour"""
 TILING, MOSAIC = TilingConfig(TILE), MosaicConfig(share=0.4, keep=0.3, colour_size=16, cell_size=TILE)
 NARROW: dict[str, Any] = {"growth_rate": 12, "block_config": (3, 4, 5, 4), "num_init_features": 24, "stem_stride": 2}
 CBR = (24, 40, 64, 96)
@@ -107,12 +109,12 @@ class ConvNormRelu(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def slides_of(bench: Bench, seed: int) -> tuple[SlideSet, SlideSet]:
+def slides_of(data: str, seed: int) -> tuple[SlideSet, SlideSet]:
     """(to learn from, to search), of different patients; other made-up slides for every seed."""
-    if bench.data in MADE:
-        slides = made_slides(PATIENTS, SLIDES, 1000 + seed, 512)
+    if data in MADE:
+        slides = made_slides(PATIENTS, SLIDES, 1000 + seed, 448, TUMOUR)
     else:
-        slides = list_slides(bench.data)
+        slides = list_slides(data)
     return slides.split(0.4, seed)
 
 
@@ -134,6 +136,12 @@ def chosen_tiles(slides: SlideSet, how: str, seed: int) -> tuple[ImageSource, Te
     where = torch.tensor(owners)
     labels = slides.labels[where]
     return ImageSource.from_tensor(torch.cat(images), labels, name=how, classes=slides.classes), where
+
+
+@functools.lru_cache(maxsize=1)
+def searched_tiles(data: str, seed: int) -> tuple[ImageSource, Tensor]:
+    """The tiles that all networks of a seed are searched with: those of most nuclei."""
+    return chosen_tiles(slides_of(data, seed)[1], "mosaic, most nuclei", seed)
 
 
 def photo_tiles(seed: int, each: int = 60) -> ImageSource:
@@ -159,8 +167,8 @@ def _studied(bench: Bench, name: str, seed: int) -> Scores:
     result = folder / "scores.json"
     if result.is_file():
         return json.loads(result.read_text())
-    learn, search = slides_of(bench, seed)
-    tiles, owners = chosen_tiles(search, "mosaic, most nuclei", seed)
+    learn, search = slides_of(bench.data, seed)
+    tiles, owners = searched_tiles(bench.data, seed)
     if name == "ImageNet Lite0":
         features, logits = _features(lite0().features, tiles), None
     else:
@@ -194,7 +202,7 @@ def _trained(name: str, learn: SlideSet, folder: Path, seed: int) -> nn.Module:
         network: Any = ConvNormRelu(classes) if name == "CBR" else KimiaNet(num_classes=classes, **NARROW)
     optimizer = OptimizerConfig("adamw", lr=3e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=0.1))
     config = TrainConfig(STEPS, min(64, len(source)), optimizers={"main": optimizer}, clip=5.0, seed=seed, channels_last=True)
-    data = Transformed(source, train_shift(TILE, pad=8, flip=True, mode="reflect"), seed=seed)
+    data = Transformed(source, Restained(train_shift(TILE, pad=8, flip=True, mode="reflect"), 0.4), seed=seed)
     fit(Classify(network), data, config, folder, label=f"{name}, seed {seed}")
     return FeaturesAndLogits(network).eval()
 

@@ -22,6 +22,7 @@ from paperworks.data.patch_lists import find_patch_lists, listed_tiles, read_pat
 from paperworks.data.progress import watched
 from paperworks.data.slide_set import MADE, SlideEntry, SlideSet, list_slides, made_slides
 from paperworks.data.slides import Tiles, TilingConfig, tile_slide
+from paperworks.data.stains import Restained
 from paperworks.data.transforms import to_float, train_shift
 from paperworks.errors import InputError
 from paperworks.layers.pretrained import load_official, read_weights
@@ -35,11 +36,11 @@ IN_MEMORY = 1_000_000_000
 
 @dataclass(frozen=True)
 class MadeConfig:
-    patients: int = 14
+    patients: int = 20
     """of each kind of tissue"""
     slides: int = 2
     """of each patient"""
-    size: int = 576
+    size: int = 448
     tumour: float = 0.25
 
 
@@ -64,6 +65,8 @@ class SlidesConfig:
     """dense blocks that learn: 1 to 4 are the paper's configurations I to IV"""
     shift: int = 0
     """pixels by which training tiles are moved; they are mirrored in any case"""
+    stain: float = 0.0
+    """stains of training tiles change by a factor of up to 1 + this, so that a patient's colours teach less (ours)"""
     training: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100, batch_size=64))
     top: int = 3
     """nearest slides that vote"""
@@ -261,7 +264,8 @@ def train(config: SlidesConfig, run: Run) -> Mapping[str, Any]:
     found = chosen(run, "train")
     tiles = found.tiles(config.tiling.size)
     objective = WeakLabels(build(config, len(found.slides.classes)), config.blocks)
-    data = Transformed(tiles, train_shift(config.tiling.size, pad=config.shift, flip=True, mode="reflect"), seed=config.seed)
+    moved = train_shift(config.tiling.size, pad=config.shift, flip=True, mode="reflect")
+    data = Transformed(tiles, Restained(moved, config.stain) if config.stain else moved, seed=config.seed)
     training = config.training
     if training.batch_size > len(tiles):
         training = replace(training, batch_size=len(tiles))

@@ -196,7 +196,8 @@ def _scores(page: Report, config: SlidesConfig, scores: SearchScores, classes: l
         ["class", "F1"],
         [*rows, ["mean", f"{scores.macro_f1:.1%}"]],
         note=f"{numbers['slides']} slides, each the query once. The classifier itself is right on "
-        f"{numbers['tile accuracy']:.1%} of the tiles and, over a slide's tiles, on {numbers['slide accuracy']:.1%} of the slides.",
+        f"{numbers['tile accuracy']:.1%} of the tiles and, by the mean over a slide's tiles, on "
+        f"{numbers['slide accuracy']:.1%} of the slides.",
     )
     page.figure("Confusion of the search", confusion_figure(scores.confusion, classes))
 

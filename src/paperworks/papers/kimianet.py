@@ -70,7 +70,7 @@ def laptop(
     magnification: float = 20.0,
     share: float = 0.4,
     keep: float = 0.3,
-    steps: int = 260,
+    steps: int = 120,
     seed: int = 0,
 ) -> Recipe:
     """A narrow KimiaNet on small tiles in minutes on two cores.
@@ -93,6 +93,7 @@ def laptop(
         mosaic=MosaicConfig(share=share, keep=keep, colour_size=max(16, tile // 4), cell_size=tile),
         network=NARROW,
         shift=tile // 8,
+        stain=0.4,
         training=TrainConfig(
             steps, 64, optimizers={"main": optimizer}, ema=0.98, clip=5.0, seed=seed, log_every=10, channels_last=True
         ),
