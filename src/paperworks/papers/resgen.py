@@ -20,6 +20,7 @@ from paperworks.generators.residual_masked import Mixture, ResidualMaskedTransfo
 from paperworks.generators.residual_masked_sampling import refill, sample, vectors_of
 from paperworks.objectives.residual_masking import ResidualMasking, levels_last
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Variant, at_least, at_most, equals
+from paperworks.papers import _resgen_bound as bound
 from paperworks.papers import _resgen_claims as measure
 from paperworks.papers import card
 from paperworks.papers._generation import TensorSet, adamw, default_channels, framed, open_test, tokenizer_training
@@ -221,6 +222,11 @@ def calls(bench: Bench) -> Measured:
 @paper.claim("c1", rule=at_most(0.999), says="error falls with every doubling of the depth from 1 to 8, on every seed")
 def depth_helps(bench: Bench) -> Measured:
     return measure.depth_helps(bench, laptop().config)
+
+
+@paper.claim("c3", rule=equals(0), says="no violation: laws sum to 1, the bound is never below the exact likelihood's")
+def proper_diffusion(bench: Bench) -> Measured:
+    return bound.enumerated(bench)
 
 
 @paper.claim("mixture", **measure.MIXTURE, rule=at_least(0.3), says="at least 0.3 nats a position better than one Gaussian")
