@@ -19,7 +19,7 @@ from paperworks.layers.windows import exporting
 
 CHUNK = 32
 """tokens; any gives the same result"""
-AT_ONCE = 1 << 19
+AT_ONCE = 1 << 16
 """entries of the decays between tokens held at a time in inference: a long sequence goes through in stretches"""
 
 
@@ -89,36 +89,36 @@ def _scan(
 def _chunks(
     x: Tensor, dt: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """C_t H_t and the last state [batch, heads, state, headdim], from a given state."""
+    """C_t H_t and the last state [batch, groups, state, heads of a group, headdim], from a given state."""
     batch, length, heads, dim = x.shape
     groups = B.shape[2]
     missing = -length % chunk
     if exporting() or missing:  # tokens that neither add to the state nor let it decay
         x, B, C = (F.pad(each, (0, 0, 0, 0, 0, missing)) for each in (x, B, C))
         dt, log_decay = (F.pad(each, (0, 0, 0, missing)) for each in (dt, log_decay))
-    shape = (-1, chunk)
-    # [batch, chunks, heads or groups, chunk, ...]: matrices of tokens
-    inputs = (x * dt[..., None]).unflatten(1, shape).transpose(2, 3)
-    keys, queries = (each.unflatten(1, shape).transpose(2, 3) for each in (B, C))
-    total = log_decay.unflatten(1, shape).transpose(2, 3).cumsum(-1)
+    shape, per_group = (-1, chunk), (groups, heads // groups)
+    inputs = (x * dt[..., None]).unflatten(1, shape)  # [batch, chunks, chunk, heads, headdim]
+    keys, queries = (each.unflatten(1, shape).transpose(2, 3) for each in (B, C))  # [batch, chunks, groups, chunk, state]
+    total = log_decay.unflatten(1, shape).transpose(2, 3).cumsum(-1)  # [batch, chunks, heads, chunk]
     end = total[..., -1:]
 
-    per_group = (groups, heads // groups)
+    # within chunks: a matrix of tokens per head
     allowed = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
     between = (total[..., :, None] - total[..., None, :]).masked_fill(~allowed, -torch.inf).exp()
     scores = queries @ keys.transpose(-1, -2)
-    weights = between.unflatten(2, per_group) * scores[:, :, :, None]
-    y = weights.flatten(2, 3) @ inputs
+    weights = (between.unflatten(2, per_group) * scores[:, :, :, None]).flatten(2, 3)
+    y = (weights @ inputs.transpose(2, 3)).transpose(2, 3)
 
-    # what each chunk adds to the state by its end, [batch, chunks, heads, state, headdim]
-    to_end = (inputs * (end - total).exp()[..., None]).unflatten(2, per_group)
-    added = (keys.transpose(-1, -2)[:, :, :, None] @ to_end).flatten(2, 3).transpose(0, 1)
-    decay = end.exp()[..., None].transpose(0, 1)
+    # between chunks: what each adds to the state by its end, for all heads of a group in one product
+    to_end = inputs * (end - total).exp().transpose(2, 3)[..., None]
+    to_end = to_end.unflatten(3, per_group).flatten(4).transpose(2, 3)  # [batch, chunks, groups, chunk, heads x headdim]
+    added = (keys.transpose(-1, -2) @ to_end).unflatten(-1, (-1, dim)).transpose(0, 1)
+    decay = end.exp().unflatten(2, per_group).transpose(0, 1)[:, :, :, None]
     if state is not None:
         added[0].addcmul_(decay[0], state)
-    states = linear_scan(decay, added).transpose(0, 1)
-    first = torch.zeros_like(states[:, :1]) if state is None else state[:, None]
-    before = torch.cat((first, states[:, :-1]), 1).unflatten(2, per_group)
-    carried = (queries[:, :, :, None] @ before).flatten(2, 3)
-    y = torch.addcmul(y, carried, total.exp()[..., None])
-    return y.transpose(2, 3).reshape(batch, -1, heads, dim)[:, :length], states[:, -1]
+    states = linear_scan(decay, added)
+    first = torch.zeros_like(states[:1]) if state is None else state[None]
+    before = torch.cat((first, states[:-1])).flatten(4).transpose(0, 1)
+    carried = (queries @ before).transpose(2, 3).unflatten(4, (-1, dim)).flatten(3, 4)
+    y = torch.addcmul(y, carried, total.exp().transpose(2, 3)[..., None])
+    return y.reshape(batch, -1, heads, dim)[:, :length], states[-1]
