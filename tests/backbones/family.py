@@ -49,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "t2t_vit_14_se": {**T2T, "depth": 2},
     "t2t_vit_16_ghost": {**T2T, "depth": 2},
     "t2t_vit_dense": {**T2T, "block_config": (2, 1), "growth_rate": 8},
+    "resformer_small_patch16": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
     "adventurer_tiny_patch16_224": {
         "img_size": 16,
         "patch_size": 1,

@@ -1,4 +1,4 @@
-"""ResFormer: positions, grids of any size, tokens in timm's form, and what every network of the library promises."""
+"""ResFormer: positions, grids of any size, tokens in timm's form."""
 
 import math
 
@@ -11,10 +11,7 @@ from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import create
 from paperworks.backbones.resformer import GlobalPosition, LocalAttention, ResFormer, sine_map
 from paperworks.errors import InputError
-from tests.backbones import family
-from tests.backbones import test_family as promises
 
-NAME = "resformer_small_patch16"
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
 
@@ -146,41 +143,7 @@ def test_prepared_blocks_agree(more):
         assert torch.allclose(fast.forward_features(x), model.forward_features(x), atol=1e-4)
 
 
-# --- promises ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def in_family(monkeypatch):
-    monkeypatch.setitem(family.SMALL, NAME, SMALL)
-    return NAME
-
-
-@pytest.mark.parametrize(
-    "promise",
-    [
-        promises.test_the_last_layer_can_be_replaced_and_images_can_be_grey,
-        promises.test_training_reaches_every_parameter_and_checkpointing_changes_nothing,
-        lambda name: promises.test_prepared_networks_agree(name, "32"),
-        lambda name: promises.test_prepared_networks_agree(name, "bf16"),
-    ],
-    ids=["last layer", "gradients", "prepared", "prepared bf16"],
-)
-def test_promises(promise, in_family):
-    promise(in_family)
-
-
-def test_weights_travel_through_a_folder(in_family, tmp_path):
-    promises.test_weights_travel_through_a_folder(in_family, tmp_path)
-
-
-@pytest.mark.slow
-def test_compiles_in_one_graph(in_family):
-    promises.test_compiles_in_one_graph(in_family)
-
-
-@pytest.mark.slow
-def test_onnx_agrees(in_family, tmp_path):
-    promises.test_onnx_agrees(in_family, tmp_path)
+# --- counts and graphs ----------------------------------------------------------------------------------------------------
 
 
 def test_counts_are_the_published_ones():

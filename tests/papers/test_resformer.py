@@ -9,15 +9,15 @@ from paperworks.errors import InputError
 from paperworks.objectives.multi_resolution import MultiResolution
 from paperworks.papers import _resformer_claims as measure
 from paperworks.papers._classification import AugmentConfig
-from paperworks.papers._resformer_training import fit_sizes, plain_vit, test_sizes
+from paperworks.papers._resformer_training import curve_sizes, fit_sizes, plain_vit
 from paperworks.papers.resformer import paper
 from paperworks.training import TrainConfig
 
 
 def test_sizes_of_the_curve_go_from_0_4_to_3_times_in_whole_patches():
-    assert test_sizes(32, 4) == [12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96]
-    assert test_sizes(224, 16)[0] == 96 and test_sizes(224, 16)[-1] == 672
-    assert all(size % 16 == 0 for size in test_sizes(224, 16))
+    assert curve_sizes(32, 4) == [12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96]
+    assert curve_sizes(224, 16)[0] == 96 and curve_sizes(224, 16)[-1] == 672
+    assert all(size % 16 == 0 for size in curve_sizes(224, 16))
 
 
 def test_the_plain_network_sees_as_many_images_in_as_many_steps(tmp_path):

@@ -274,7 +274,7 @@ class ResFormer(Backbone):
         maps = self._enter(x)
         grid = (maps.shape[2], maps.shape[3])
         patches = maps.flatten(2).transpose(1, 2) + self.pos_embed(grid)
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), patches), 1)
+        tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), patches), 1)
         return self.pos_drop(tokens), grid
 
     def _step(self, block: nn.Module, x: Tensor, grid: Grid) -> Tensor:

@@ -48,7 +48,7 @@ def plain_vit(arguments: Mapping[str, Any], size: int, num_classes: int) -> nn.M
     return VisionTransformer(img_size=size, num_classes=num_classes, dynamic_img_size=True, dynamic_img_pad=True, **given)
 
 
-def test_sizes(largest: int, patch: int) -> list[int]:
+def curve_sizes(largest: int, patch: int) -> list[int]:
     """From 0.4 to 3 times the largest training size, in whole patches."""
     return sorted({max(1, round(largest * factor / patch)) * patch for factor in FACTORS})
 
@@ -167,7 +167,7 @@ def measure_sizes(config: ClassifierConfig, run: Run) -> Mapping[str, Any]:
 
 def _curve(logits: Callable[[Tensor], Tensor], config: ClassifierConfig, classes: int) -> dict[str, float]:
     patch = {**entries()[config.network.name].arguments, **config.network.arguments}.get("patch_size", 16)
-    sizes = test_sizes(config.image_size, patch)
+    sizes = curve_sizes(config.image_size, patch)
     return accuracies(logits, _some(open_split(config, "test"), IMAGES), sizes, config.crop_pct, classes)
 
 
