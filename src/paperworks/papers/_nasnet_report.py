@@ -100,6 +100,7 @@ def cell_figure(pyplot: Any, plan: CellPlan) -> Any:
     for state in plan.concat:
         _arrow(axes, ends[state], (last - 0.65, middle), faint=True)
     axes.set(xlim=(-0.9, last + 0.9), ylim=(-(rows - 1) * HIGH - 1.0, 1.0))
+    axes.set_xticks([last * tick / 20 for tick in range(21)])  # so many that pages for phones do not squeeze the boxes
     axes.axis("off")
     return figure
 
@@ -120,11 +121,13 @@ def _box(axes: Any, x: float, y: float, words: str, colour: str, wide: float = 1
     from matplotlib.patches import FancyBboxPatch
 
     style = "round,pad=0,rounding_size=0.12"
-    axes.add_patch(FancyBboxPatch((x - wide / 2, y - 0.3), wide, 0.6, boxstyle=style, fc=colour, ec="#555555", lw=0.8))
+    axes.add_patch(
+        FancyBboxPatch((x - wide / 2, y - 0.3), wide, 0.6, boxstyle=style, fc=colour, ec="#555555", lw=0.8, zorder=2)
+    )
     axes.text(x, y, words, ha="center", va="center", fontsize=8)
 
 
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], head: bool = True, faint: bool = False) -> None:
     colour = "#9ab4cc" if faint else "#555555"
     style = {"arrowstyle": "-|>" if head else "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", end, start, arrowprops=style)
+    axes.annotate("", end, start, arrowprops=style, zorder=1)
