@@ -26,12 +26,14 @@ SHRINK = {
     "nasnet": {"filters": 2},
     "cswin": {"dims": [8, 12, 16], "depths": [1, 1, 1], "heads": [2, 2, 2]},
     "t2t-vit": {"embed_dim": 12, "depth": 2, "num_heads": 2, "token_dim": 4},
+    "groupmamba": {"stem_hidden_dim": 4, "embed_dims": [16, 16, 16, 20], "mlp_ratios": [1, 1, 1, 1], "depths": [1, 1, 1, 1]},
 }
 """arguments that make the laptop's network tiny"""
 COUNTED = {
     "simplenet": ["c3"],
     "ibn-net": ["c3", "c5", "c6"],
     "vovnet": ["c1", "c2"],
+    "kimianet": ["c5"],
     "nasnet": ["c1", "c6", "c7"],
     "resnet-rs": ["c9"],
     "unireplknet": ["c11"],
@@ -41,6 +43,7 @@ COUNTED = {
     "resformer": ["c9"],
     "cswin": ["c1", "c2", "c14"],
     "t2t-vit": ["c1", "c2", "c4", "c9"],
+    "groupmamba": ["c1", "c3", "c4"],
 }
 """claims that need no training and hold"""
 

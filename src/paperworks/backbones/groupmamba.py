@@ -50,7 +50,7 @@ class GroupMambaLayer(GroupScan):
                 )
             self.fc1 = nn.Linear(dim, dim // 16)
             self.fc2 = nn.Linear(dim // 16, dim)
-        self.proj: nn.Module = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
         self.skip_scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class FrozenMambaLayer(nn.Module):
         self.proj = packed_after_norm(layer.norm, layer.proj, plan)
         for number in range(1, 5):
             delattr(layer, f"mamba_g{number}")
-        layer.proj = nn.Identity()
+        layer.proj = nn.Identity()  # type: ignore[assignment]
         self.layer = layer
         plan.note("four scans with their weights side by side")
 
