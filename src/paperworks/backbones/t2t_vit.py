@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from paperworks.backbones.protocol import Backbone, take_indices
 from paperworks.backbones.registry import Entry
 from paperworks.backbones.t2t_blocks import BlockKind, DenseBlock, T2TBlock, Transition
-from paperworks.backbones.tokens_to_token import SPLITS, HardSplit, TokensToToken, TokensType, Window, as_map, as_tokens
+from paperworks.backbones.tokens_to_token import (
+    SPLITS,
+    HardSplit,
+    TokensToToken,
+    TokensType,
+    Window,
+    as_map,
+    as_tokens,
+    check_splits,
+)
 from paperworks.errors import InputError
 from paperworks.layers.drop_path import linear_rates
 from paperworks.layers.mlp import make_classifier
@@ -44,6 +53,7 @@ class T2TBackbone(Backbone):
         drop_rate: float,
     ) -> None:
         """Everything in front of the blocks."""
+        check_splits(splits)
         self.in_chans = in_chans
         self.reduction = reduction = splits[0][1] * splits[1][1] * splits[2][1]
         size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])

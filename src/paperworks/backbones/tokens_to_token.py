@@ -39,6 +39,11 @@ def _windows(padded: Tensor, kernel: int, stride: int) -> Tensor:
     return padded.unfold(2, kernel, stride).unfold(3, kernel, stride).permute(0, 2, 3, 1, 4, 5)
 
 
+def check_splits(splits: Sequence[Window]) -> None:
+    if len(splits) != 3 or any(len(window) != 3 for window in splits):
+        raise InputError(f"splits={splits}: three times (kernel, stride, padding)")
+
+
 def split_size(size: tuple[int, int], window: Window) -> tuple[int, int]:
     """How many windows lie below and beside each other."""
     kernel, stride, padding = window
@@ -217,8 +222,7 @@ class TokensToToken(nn.Module):
         splits: Sequence[Window] = SPLITS,
     ):
         super().__init__()
-        if len(splits) != 3 or any(len(window) != 3 for window in splits):
-            raise InputError(f"splits={splits}: three times (kernel, stride, padding)")
+        check_splits(splits)
         kinds = {"performer": TokenPerformer, "transformer": TokenTransformer}
         if tokens_type not in kinds:
             raise InputError(f"tokens_type={tokens_type!r}: there are 'performer', 'transformer' and 'patch'")
