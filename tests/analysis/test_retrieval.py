@@ -45,7 +45,9 @@ def test_barcodes_of_1024_features_take_128_bytes():
         unpack(pack(codes), 16)
 
 
-def test_distances_equal_plain_loops(monkeypatch):
+@pytest.mark.parametrize("short_numbers", [True, False])
+def test_distances_equal_plain_loops(monkeypatch, short_numbers):
+    monkeypatch.setattr("paperworks.analysis.retrieval.bf16_is_fast", lambda device: short_numbers)
     codes = slides()
     expected = torch.tensor([[by_loops(a, b) for b in codes] for a in codes], dtype=torch.float64)
     assert torch.equal(distances(codes), expected) and not torch.equal(expected, expected.T)

@@ -14,7 +14,8 @@ from paperworks.data.mosaic import MosaicConfig, choose, make_mosaic, most_cells
 from paperworks.data.patch_lists import find_patch_lists, grid_step, grid_steps, listed_tiles, read_patch_list
 from paperworks.data.slide_set import list_slides, made_slides, patient_of
 from paperworks.data.slides import PlainSlide, TilingConfig, WholeSlide, open_slide, thumbnail, tile_slide
-from paperworks.data.stains import STAINS, cellularity, hue_saturation_density, tissue_mask, unmix
+from paperworks.data.stains import STAINS, Restained, cellularity, hue_saturation_density, tissue_mask, unmix
+from paperworks.data.transforms import train_shift
 from paperworks.errors import InputError
 
 MOSAIC = MosaicConfig(share=0.4, keep=0.3, colour_size=16, cell_size=64)
@@ -121,6 +122,18 @@ def test_tiles_with_more_nuclei_have_more_cellularity():
     assert cellularity(white).tolist() == [0, 0]
     with pytest.raises(InputError, match="RGB images uint8"):
         unmix(torch.rand(3, 4, 4))
+
+
+def test_other_amounts_of_stain_change_densities_by_colour():
+    image = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
+    restained = Restained(train_shift(8, pad=0, flip=True), 0.5)
+    same = restained.apply(image, torch.full((2, restained.draws), 0.5))
+    assert torch.equal(same, image)
+    more = restained.apply(image, torch.tensor([[0.9, 1.0, 0.5, 0.0]] * 2))
+    density = -(more[0, :, 0, 0].double() / 255).log() / -torch.tensor(200 / 255).double().log()
+    assert torch.allclose(density, torch.tensor([1.5, 1.0, 1 / 1.5]).double(), atol=0.03)
+    with pytest.raises(InputError, match="0 or more"):
+        Restained(train_shift(8), -0.1)
 
 
 # --- tiles and mosaics --------------------------------------------------------------------------------------------------

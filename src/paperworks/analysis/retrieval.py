@@ -15,8 +15,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paperworks.errors import InputError
+from paperworks.layers.processor import bf16_is_fast
 
 NUMBERS_AT_ONCE = 1 << 22
 """Hamming distances held at a time"""
@@ -56,19 +58,32 @@ def distances(queries: Sequence[Tensor], atlas: Sequence[Tensor] | None = None) 
     """
     others = queries if atlas is None else atlas
     bits = _checked(queries, others)
-    signs = torch.cat(list(others)).float().mul_(2).sub_(1)
+    signs = _signs(others)
     starts = np.cumsum([0, *(len(codes) for codes in others[:-1])])
     table = torch.empty(len(queries), len(others), dtype=torch.float64)
     at_once = max(1, NUMBERS_AT_ONCE // len(signs))
     for first, last in _runs([len(codes) for codes in queries], at_once):
         group = list(queries[first:last])
-        rows = torch.cat(group).float().mul_(2).sub_(1)
-        nearest = [np.maximum.reduceat((part @ signs.T).numpy(), starts, axis=1) for part in rows.split(at_once)]
+        rows = _signs(group)
+        nearest = [np.maximum.reduceat(_products(part, signs), starts, axis=1) for part in rows.split(at_once)]
         closest = (bits - np.concatenate(nearest)) / 2
         ends = np.cumsum([len(codes) for codes in group])[:-1]
         for number, part in enumerate(np.split(closest, ends), first):
             table[number] = torch.from_numpy(np.median(part.astype(np.float64), axis=0))
     return table
+
+
+def _signs(slides: Sequence[Tensor]) -> Tensor:
+    """-1 and 1, int8 [patches, bits], filled up with zeros to a multiple of eight."""
+    signs = torch.cat(list(slides)).to(torch.int8).mul_(2).sub_(1)
+    return F.pad(signs, (0, -signs.shape[1] % 8))
+
+
+def _products(rows: Tensor, signs: Tensor) -> np.ndarray:
+    """rows @ signs.T, exact; in bytes where the processor multiplies short numbers in hardware, else in float32."""
+    if bf16_is_fast("cpu") and rows.shape[0] > 1:
+        return torch._int_mm(rows, signs.T).numpy()
+    return (rows.float() @ signs.T.float()).numpy()
 
 
 def _runs(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
