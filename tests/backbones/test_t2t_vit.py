@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
 
@@ -215,6 +216,14 @@ def test_timm_gives_maps_and_cuts_the_network_behind_them():
     cut = T2TViT(**SMALL)
     assert cut.prune_intermediate_layers([1]) == [1] and len(cut.blocks) == 0
     assert cut.forward_intermediates(torch.rand(1, 3, 48, 48), intermediates_only=True)[-1].shape == (1, 8, 6, 6)
+
+
+def test_parameters_are_grouped_by_depth():
+    model = T2TViT(**SMALL)
+    depth = group_parameters(model, model.group_matcher(), reverse=True)
+    names = ("tokens_to_token.attention1.w", "cls_token", "blocks.0.norm1.weight", "blocks.1.norm1.weight", "norm.weight")
+    assert [depth[name] for name in names] == [0, 0, 1, 2, 3]
+    assert model.no_weight_decay() == {"cls_token"}
 
 
 @pytest.mark.parametrize("kind", ["performer", "transformer", "patch"])

@@ -191,7 +191,7 @@ class T2TBackbone(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^blocks\.(\d+)"
-        return {"stem": r"^(cls_token|pos_embed|tokens_to_token)", "blocks": blocks if coarse else [(blocks, None)]}
+        return {"stem": r"^(?:cls_token|pos_embed|tokens_to_token)", "blocks": blocks if coarse else [(blocks, None)]}
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token"}
