@@ -11,6 +11,7 @@ from paperworks.layers import selective_scan as selective
 from paperworks.layers import ssd_scan as ssd
 from paperworks.layers.linear_scan import linear_scan
 from paperworks.layers.selective_scan import selective_scan
+from paperworks.layers.softplus import softplus
 from paperworks.layers.ssd_scan import ssd_scan
 
 
@@ -61,6 +62,16 @@ def test_linear_scan_of_zero_decays_and_of_one_step():
         linear_scan(a[:0], b[:0])
     with pytest.raises(InputError, match="equal length"):
         linear_scan(a, b[:3])
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 60.0])
+def test_softplus_without_gradients_is_exact(scale):
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * scale
+    expected = F.softplus(x.double())
+    with torch.no_grad():
+        found = softplus(x).double()
+    assert ((found - expected).abs() <= 3e-7 * expected + 1e-37).all()
+    assert torch.equal(softplus(x.requires_grad_()), F.softplus(x))
 
 
 def mamba(u, delta, A, B, C, D, z, delta_bias) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.layers.selective_scan import scan_tokens
+from paperworks.layers.softplus import softplus
 
 DIRECTIONS = {1: "row by row", 2: "column by column", 3: "row by row from the end", 4: "column by column from the end"}
 
@@ -153,7 +154,7 @@ def _scan(tokens: Tensor, weights: ScanWeights) -> Tensor:
     about = tokens.flatten(0, 1).transpose(0, 1) @ weights.token
     # token by token from here on: [L, N, G, ...]
     step = (about[..., :rank] @ weights.step).transpose(0, 1).unflatten(0, (length, count))
-    step = F.softplus(step.float() + weights.step_bias.float())
+    step = softplus(step.float() + weights.step_bias.float())
     B, C = about[..., rank:].float().transpose(0, 1).unflatten(0, (length, count)).split(state, -1)
     u = tokens.float()
     y, _ = scan_tokens(u, step.contiguous(), weights.decay.float(), B.contiguous(), C.contiguous())

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paperworks.errors import InputError
 from paperworks.layers.linear_scan import in_float32, linear_scan
+from paperworks.layers.softplus import softplus
 
 AT_ONCE = 1 << 17
 """states (tokens x channels x state) held at a time where the state has several entries: what fits a processor's cache"""
@@ -50,7 +51,7 @@ def selective_scan(
         raise InputError(f"{channels} channels do not divide into {groups} groups of B and C")
     check_decay(A)
     dt = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None]
-    dt = F.softplus(dt) if delta_softplus else dt
+    dt = softplus(dt) if delta_softplus else dt
 
     def tokens(x: Tensor) -> Tensor:
         return x.float().permute(2, 0, 1).unflatten(2, (groups, -1)).contiguous()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.layers.linear_scan import in_float32, linear_scan
+from paperworks.layers.softplus import softplus
 from paperworks.layers.windows import exporting
 
 CHUNK = 32
@@ -67,7 +68,7 @@ def _scan(
 ) -> Tensor:
     length, heads = x.shape[1:3]
     step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
-    step = F.softplus(step) if dt_softplus else step
+    step = softplus(step) if dt_softplus else step
     state: Tensor | None = None
     given = (x.float(), step, step * A.float(), B.float(), C.float())
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
