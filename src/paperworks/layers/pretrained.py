@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from paperworks.errors import InputError
 
 WEIGHTS = "model.safetensors"
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
-"""names under which training scripts put the weights beside optimiser state; the first that is there is taken"""
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""names under which training scripts put the weights beside optimiser state; the first that is there is taken, averaged weights
+before the last step's: published accuracies are theirs"""
 
 Rename = Callable[[str], str] | Mapping[str, str]
 
