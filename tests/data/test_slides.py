@@ -129,7 +129,7 @@ def test_other_amounts_of_stain_change_densities_by_colour():
     restained = Restained(train_shift(8, pad=0, flip=True), 0.5)
     same = restained.apply(image, torch.full((2, restained.draws), 0.5))
     assert torch.equal(same, image)
-    more = restained.apply(image, torch.tensor([[0.9, 1.0, 0.5, 0.0]] * 2))
+    more = restained.apply(image, torch.tensor([[0.5] * 3 + [1.0, 0.5, 0.0]] * 2))
     density = -(more[0, :, 0, 0].double() / 255).log() / -torch.tensor(200 / 255).double().log()
     assert torch.allclose(density, torch.tensor([1.5, 1.0, 1 / 1.5]).double(), atol=0.03)
     with pytest.raises(InputError, match="0 or more"):
