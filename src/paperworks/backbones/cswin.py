@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.backbones.fused import PackedLinear, Plan, fuse_mlp_block
-from paperworks.backbones.protocol import Backbone, per_stage, take_indices
+from paperworks.backbones.protocol import per_stage, take_indices
 from paperworks.backbones.registry import Entry
+from paperworks.backbones.staged import Stage, StagedBackbone
 from paperworks.errors import InputError
 from paperworks.layers.drop_path import DropPath, linear_rates
 from paperworks.layers.folding import fold_scale_and_shift
@@ -163,19 +164,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
 
-class Stage(nn.Module):
-    """Halving (nothing before the first stage), then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
-
-
-class CSWin(Backbone):
+class CSWin(StagedBackbone):
     """[N, in_chans, H, W] of any size from the last reduction (32 by default) up -> [N, num_classes].
 
     Per stage: dims, depths, heads (even where stripes are), stripes (width; None for attention over the whole map, as in the
@@ -247,15 +236,8 @@ class CSWin(Backbone):
 
     # --- timm's protocol --------------------------------------------------------------------------------------------------
 
-    def stem_module(self) -> nn.Module:
-        return self.stem
-
-    def levels(self) -> list[list[nn.Module]]:
-        return [[stage.downsample, *stage.blocks] for stage in self.stages if isinstance(stage, Stage)]
-
     def keep_levels(self, count: int) -> None:
-        self.stages = self.stages[:count]
-        self.feature_info = self.feature_info[:count]
+        super().keep_levels(count)
         self.norm = nn.Identity()
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -267,7 +249,7 @@ class CSWin(Backbone):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        weight = self.stem.conv.weight
+        weight = next(self.stem.parameters())
         self.num_classes, self.head_hidden_size = num_classes, self.num_features
         self.head = self._classifier(num_classes).to(weight.device, weight.dtype)
 

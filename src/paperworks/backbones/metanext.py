@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from paperworks.backbones.fused import Plan, fuse_mlp_block
-from paperworks.backbones.protocol import Backbone, initialise, per_stage
+from paperworks.backbones.protocol import initialise, per_stage
+from paperworks.backbones.staged import Stage, StagedBackbone
 from paperworks.errors import InputError
 from paperworks.layers.convolution import DepthwiseConv2d, InceptionDWConv2d, PartialConv2d, SameConv2d
 from paperworks.layers.drop_path import DropPath, linear_rates
@@ -64,19 +65,7 @@ class MetaNeXtBlock(nn.Module):
         return fuse_mlp_block(self.token_mixer, self.norm, self.mlp.fc1, self.mlp.act, self.mlp.fc2, self.gamma, plan) or self
 
 
-class MetaNeXtStage(nn.Module):
-    """Norm and strided 2x2 convolution (not in the first stage), then blocks at one resolution."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
-
-
-class MetaNeXt(Backbone):
+class MetaNeXt(StagedBackbone):
     """[N, in_chans, H, W], H and W at least the last reduction (32 by default) and otherwise free, -> [N, num_classes].
 
     token_mixers: one for all stages or one per stage; `mixer` are further arguments for mixers given by name.
@@ -150,21 +139,12 @@ class MetaNeXt(Backbone):
                 )
                 for rate in rates
             ]
-            stages.append(MetaNeXtStage(downsample, blocks))
+            stages.append(Stage(downsample, blocks))
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{stage}", "index": stage})
         self.stages = nn.Sequential(*stages)
         self.head = _make_head(head, dims[-1], num_classes, global_pool, drop_rate)
         self.head_hidden_size = self.head.num_features
         self.apply(initialise)
-
-    def stem_module(self) -> nn.Module:
-        return self.stem
-
-    def levels(self) -> list[list[nn.Module]]:
-        return [[stage.downsample, *stage.blocks] for stage in self.stages if isinstance(stage, MetaNeXtStage)]
-
-    def keep_levels(self, count: int) -> None:
-        self.stages = self.stages[:count]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)

@@ -12,9 +12,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperworks.backbones.metanext import MetaNeXtStage
-from paperworks.backbones.protocol import Backbone, initialise
+from paperworks.backbones.protocol import initialise
 from paperworks.backbones.registry import Entry
+from paperworks.backbones.staged import PooledBackbone, Stage
 from paperworks.errors import InputError
 from paperworks.layers.drop_path import DropPath, linear_rates
 from paperworks.layers.mlp import ConvMlp, NormHead
@@ -71,7 +71,7 @@ class TiCBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class TiC(Backbone):
+class TiC(PooledBackbone):
     """[N, in_chans, H, W], H and W at least the last reduction (32 by default), -> [N, num_classes]; no table of positions.
 
     Per stage one value or a list: heads, kernel_sizes, dilations (every second block of a stage takes it, the others 1), kinds.
@@ -129,7 +129,7 @@ class TiC(Backbone):
                 )
                 for number, rate in enumerate(rates)
             ]
-            stages.append(MetaNeXtStage(downsample, blocks))
+            stages.append(Stage(downsample, blocks))
             info = {"num_chs": width, "reduction": patch_size << stage, "module": f"stages.{stage}", "index": stage}
             self.feature_info.append(info)
         self.stages = nn.Sequential(*stages)
@@ -140,31 +140,6 @@ class TiC(Backbone):
     def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
         """Weights of a network saved here: the authors released none."""
         return load_official(cls(**official), state_dict)
-
-    # --- timm's protocol --------------------------------------------------------------------------------------------------
-
-    def stem_module(self) -> nn.Module:
-        return self.stem
-
-    def levels(self) -> list[list[nn.Module]]:
-        return [[stage.downsample, *stage.blocks] for stage in self.stages if isinstance(stage, MetaNeXtStage)]
-
-    def keep_levels(self, count: int) -> None:
-        self.stages = self.stages[:count]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc2
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        norm = self.head.norm
-        self.num_classes = num_classes
-        self.head = NormHead(self.num_features, num_classes, global_pool or "avg", self.drop_rate)
-        self.head.apply(initialise)
-        if self.head.num_features == len(norm.weight):
-            self.head.norm = norm
 
 
 CFG = {"first_conv": "stem.0", "classifier": "head.fc2"}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.backbones.fused import PackedLinear, Plan
-from paperworks.backbones.metanext import MetaNeXtStage
-from paperworks.backbones.protocol import Backbone, initialise
+from paperworks.backbones.protocol import initialise
 from paperworks.backbones.registry import Entry
+from paperworks.backbones.staged import PooledBackbone, Stage
 from paperworks.errors import InputError
 from paperworks.layers.channel_attention import SqueezeExcite
 from paperworks.layers.convolution import DepthwiseConv2d
@@ -117,7 +117,7 @@ class _FastBlock(nn.Module):
         return out.add_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class UniRepLKNet(Backbone):
+class UniRepLKNet(PooledBackbone):
     """[N, in_chans, H, W], H and W at least 32, -> [N, num_classes].
 
     kernel_sizes: per stage a size for all its blocks or one per block; by default the paper's (3 in stage 1, 13 elsewhere, and
@@ -165,7 +165,7 @@ class UniRepLKNet(Backbone):
             blocks = [
                 UniRepLKNetBlock(dims[stage], size, rate, layer_scale, deploy) for size, rate in zip(kernels[stage], rates)
             ]
-            stages.append(MetaNeXtStage(downsample, blocks))
+            stages.append(Stage(downsample, blocks))
             info = {"num_chs": dims[stage], "reduction": stem_stride << stage, "module": f"stages.{stage}", "index": stage}
             self.feature_info.append(info)
         self.stages = nn.Sequential(*stages)
@@ -197,31 +197,6 @@ class UniRepLKNet(Backbone):
         if hasattr(self, "_hub_mixin_config") and isinstance(self._hub_mixin_config, dict):
             self._hub_mixin_config["deploy"] = True  # a saved folder builds this form again
         return self
-
-    # --- timm's protocol --------------------------------------------------------------------------------------------------
-
-    def stem_module(self) -> nn.Module:
-        return self.stem
-
-    def levels(self) -> list[list[nn.Module]]:
-        return [[stage.downsample, *stage.blocks] for stage in self.stages if isinstance(stage, MetaNeXtStage)]
-
-    def keep_levels(self, count: int) -> None:
-        self.stages = self.stages[:count]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc2
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        kept = self.head.norm.state_dict()
-        self.num_classes = num_classes
-        self.head = NormHead(self.num_features, num_classes, global_pool or "avg", self.drop_rate)
-        self.head.apply(initialise)
-        if len(kept["weight"]) == self.head.num_features:
-            self.head.norm.load_state_dict(kept)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith((".grn.gamma", ".grn.beta"))}

@@ -248,7 +248,7 @@ def unplaced(classes: int) -> CSWin:
 
 def absolute(classes: int) -> nn.Module:
     model = unplaced(classes)
-    model.stem = WithTable(model.stem, 16, TRIAL["dims"][0])  # type: ignore[assignment]
+    model.stem = WithTable(model.stem, 16, TRIAL["dims"][0])
     return model
 
 
