@@ -89,7 +89,8 @@ def _key_figures(config: SlidesConfig, about: Mapping[str, Any], stage: Mapping[
     found["tiles a slide"] = f"{numbers['tiles'] / numbers['slides']:.1f} of {about['test mosaic'] / numbers['slides']:.0f}"
     found["barcodes of a slide"] = f"{numbers['bytes of barcodes a slide']:.0f} bytes"
     found["parameters"] = f"{stage['parameters'] / 1e6:.2f} M"
-    found["training"] = f"{stage['seconds'] / 60:.1f} min"
+    if stage["tiles"]:
+        found["training"] = f"{stage['seconds'] / 60:.1f} min"
     return found
 
 
@@ -191,13 +192,15 @@ def _tile_neighbours(page: Report, config: SlidesConfig, atlas: Atlas, examples:
 
 def _scores(page: Report, config: SlidesConfig, scores: SearchScores, classes: list[str], numbers: Mapping[str, Any]) -> None:
     rows = [[name, "-" if value != value else f"{value:.1%}"] for name, value in zip(classes, scores.f1)]
+    note = f"{numbers['slides']} slides, each the query once."
+    if "tile accuracy" in numbers:
+        tiles, voted = numbers["tile accuracy"], numbers["slide accuracy"]
+        note += f" The classifier itself is right on {tiles:.1%} of the tiles and, averaged, on {voted:.1%} of the slides."
     page.table(
         f"Search: the {config.top} nearest slides vote",
         ["class", "F1"],
         [*rows, ["mean", f"{scores.macro_f1:.1%}"]],
-        note=f"{numbers['slides']} slides, each the query once. The classifier itself is right on "
-        f"{numbers['tile accuracy']:.1%} of the tiles and, by the mean over a slide's tiles, on "
-        f"{numbers['slide accuracy']:.1%} of the slides.",
+        note=note,
     )
     page.figure("Confusion of the search", confusion_figure(scores.confusion, classes))
 

@@ -39,11 +39,12 @@ def evaluate(config: SlidesConfig, run: Run) -> Mapping[str, Any]:
         scores = searched(table, slides, top)
         if scores is not None:
             result[f"top-{top} F1"], result[f"top-{top} accuracy"] = scores.macro_f1, scores.accuracy
-    labels = slides.labels[owners]
-    result["tile accuracy"] = float((logits.argmax(1) == labels).double().mean())
-    voted = torch.stack([part.softmax(1).mean(0) for part in per_slide(logits, owners, len(slides))]).argmax(1)
-    result["slide accuracy"] = float((voted == slides.labels).double().mean())
-    for name, other in baselines(config, tiles, len(slides.classes)).items():
+    learned = run.result("train")["tiles"] > 0
+    if learned:  # else the last layer is a random one
+        result["tile accuracy"] = float((logits.argmax(1) == slides.labels[owners]).double().mean())
+        voted = torch.stack([part.softmax(1).mean(0) for part in per_slide(logits, owners, len(slides))]).argmax(1)
+        result["slide accuracy"] = float((voted == slides.labels).double().mean())
+    for name, other in baselines(config, tiles, len(slides.classes), learned).items():
         scores = searched(distances(per_slide(other, owners, len(slides))), slides, config.top)
         result[f"{name}, top-{config.top} F1"] = None if scores is None else scores.macro_f1
     result["bytes of barcodes a slide"] = pack(codes).numel() / len(slides)
@@ -59,13 +60,15 @@ def searched(table: Tensor, slides: SlideSet, top: int) -> SearchScores | None:
         return None
 
 
-def baselines(config: SlidesConfig, tiles: ImageSource, classes: int) -> dict[str, Tensor]:
-    """Barcodes of the same tiles without training: the network as it begins, and colours alone."""
-    size = config.tiling.size
-    features, _ = look(prepared(build(config, classes)), tiles, batch_of(size))
-    start = "network before training" if not config.weights else "weights before training"
+def baselines(config: SlidesConfig, tiles: ImageSource, classes: int, learned: bool) -> dict[str, Tensor]:
+    """Barcodes of the same tiles without training: the network as it began where it learned, and colours alone."""
     colours = torch.stack([_colours(tiles.read(number)) for number in range(len(tiles))])
-    return {start: barcodes(features), "histogram of colours": barcodes(colours)}
+    found = {"histogram of colours": barcodes(colours)}
+    if not learned:
+        return found
+    features, _ = look(prepared(build(config, classes)), tiles, batch_of(config.tiling.size))
+    start = "network before training" if not config.weights else "weights before training"
+    return {start: barcodes(features), **found}
 
 
 def _colours(tile: Tensor, bins: int = 16) -> Tensor:

@@ -213,20 +213,21 @@ def predict(run: Run, images: str, *, top: int = 5, page: bool = True) -> list[d
         try:
             best = slide_mosaic(entry, config).best
         except InputError as error:
-            rows.append({"slide": path.name, "classifier": f"not usable: {error}"})
+            rows.append({"slide": path.name, "not usable": str(error)})
             continue
         with torch.inference_mode():
             found = [network(part.float() / 255) for part in best.images().split(batch_of(config.tiling.size))]
         codes.append(barcodes(torch.cat([features for features, _ in found]).clone()))
-        chances = torch.cat([logits for _, logits in found]).softmax(1).mean(0)
-        share, said = chances.max(0)
         queries.append((path.name, best.slide))
-        rows.append({"slide": path.name, "classifier": f"{classes[int(said)]} {float(share):.0%}"})
+        rows.append({"slide": path.name})
+        if run.result("train")["tiles"]:  # else the last layer is a random one
+            share, said = torch.cat([logits for _, logits in found]).softmax(1).mean(0).max(0)
+            rows[-1]["classifier"] = f"{classes[int(said)]} {float(share):.0%}"
     if not codes:
-        raise InputError(f"{images}: no slide can be searched for; {rows[0]['classifier']}")
+        raise InputError(f"{images}: no slide can be searched for; {rows[0]['not usable']}")
     table = distances(codes, atlas.codes)
     orders = [ranking(row)[:top].tolist() for row in table]
-    usable = (row for row in rows if not row["classifier"].startswith("not usable"))
+    usable = (row for row in rows if "not usable" not in row)
     for row, line, order in zip(usable, table, orders):
         labels = atlas.found.slides.labels[ranking(line)[: config.top]].tolist()
         row["nearest slides vote"] = classes[vote(labels)]
