@@ -14,10 +14,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from paperworks.backbones.class_token import ClassTokenBackbone, Grid
 from paperworks.backbones.fused import PackedLinear, Plan
-from paperworks.backbones.protocol import Backbone, take_indices
 from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
 from paperworks.layers.drop_path import DropPath, linear_rates
@@ -29,8 +28,6 @@ from paperworks.layers.transformer import GatedFeedForward
 from paperworks.layers.windows import exporting
 
 Flip = Literal["official", "alternate", "never"]
-Grid = tuple[int, int]
-"""rows and columns of patches"""
 
 EPS = 1e-5
 """of every norm"""
@@ -134,7 +131,7 @@ class PatchEmbed(nn.Module):
         return self.proj(x)
 
 
-class Adventurer(Backbone):
+class Adventurer(ClassTokenBackbone):
     """[N, in_chans, H, W] -> [N, num_classes]. Images of another size than img_size get its positions stretched to theirs;
     patches have to divide them.
 
@@ -142,6 +139,7 @@ class Adventurer(Backbone):
     patches of every block as maps [N, embed_dim, h, w]. mamba_d_state, headdim: of the mixer. flip: see `flipped_layers`.
     """
 
+    class_token_last = True
     blocks_pattern = r"^layers\.(\d+)"
 
     def __init__(
@@ -216,16 +214,7 @@ class Adventurer(Backbone):
 
     # --- forward passes ---------------------------------------------------------------------------------------------------
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self._features(x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        x, _ = self._embed(x)
-        for block, flip in zip(self.layers, self.flips):
-            x = self._step(block, x, flip)
-        return self.norm_f(x)
-
-    def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Image -> tokens with positions, class token last."""
         maps = self._enter(x)
         grid = (maps.shape[2], maps.shape[3])
@@ -242,60 +231,20 @@ class Adventurer(Backbone):
                 f"an image of {x.shape[2]}x{x.shape[3]} does not divide into patches of {self.patch_size}; resize or pad it"
             )
 
-    def _step(self, block: nn.Module, x: Tensor, flip: bool) -> Tensor:
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, flip, use_reentrant=False)
-        return block(x, flip)
+    def steps(self, grid: Grid) -> list[tuple[nn.Module, bool]]:
+        return list(zip(self.layers, self.flips))
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """(normed tokens, chosen maps) or only the chosen maps; with `norm` the last norm is applied to each map too."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt {output_fmt!r}: feature maps are NCHW")
-        taken = take_indices(len(self.layers), indices)
-        x, grid = self._embed(x)
-        maps = []
-        for index, (block, flip) in enumerate(zip(self.layers, self.flips)):
-            if stop_early and index > max(taken):
-                break
-            x = self._step(block, x, flip)
-            if index in taken:
-                patches = (self.norm_f(x) if norm else x)[:, :-1]
-                maps.append(patches.transpose(1, 2).unflatten(2, grid).contiguous())
-        return maps if intermediates_only else (self.norm_f(x), maps)
+    def last_norm(self) -> nn.Module:
+        return self.norm_f
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Normed tokens [N, h * w + 1, embed_dim] -> logits of the class token, or the token itself."""
-        return x[:, -1] if pre_logits else self.head(x[:, -1])
+    def init_head(self, head: nn.Module) -> None:
+        head.apply(_initialise_head)
 
     # --- the rest of timm's protocol --------------------------------------------------------------------------------------
-
-    def stem_module(self) -> nn.Module:
-        return self.patch_embed
-
-    def levels(self) -> Sequence[Sequence[nn.Module]]:
-        return [[block] for block in self.layers]
 
     def keep_levels(self, count: int) -> None:
         self.layers, self.flips = self.layers[:count], self.flips[:count]
         self.feature_info = self.feature_info[:count]
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        if global_pool not in (None, "", "token"):
-            raise InputError(f"global_pool {global_pool!r}: Adventurer classifies by its class token, 'token'")
-        self.num_classes = num_classes
-        self.head = make_classifier(self.embed_dim, num_classes).to(self.cls_token.device, self.cls_token.dtype)
-        self.head.apply(_initialise_head)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [(self.blocks_pattern, None), (r"^norm_f", (99999,))]}

@@ -8,17 +8,16 @@ trained over several sizes at once is `objectives.multi_resolution`. Module name
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from paperworks.backbones.class_token import ClassTokenBackbone, Grid
 from paperworks.backbones.fused import Plan
 from paperworks.backbones.fused_tokens import FusedMlp, packed, packed_after_norm
-from paperworks.backbones.protocol import Backbone, take_indices
 from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
 from paperworks.layers.convolution import DepthwiseConv2d
@@ -27,8 +26,6 @@ from paperworks.layers.mlp import make_classifier
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.transformer import Attention, FeedForward
 
-Grid = tuple[int, int]
-"""rows and columns of patches"""
 
 EPS = 1e-6
 """of every layer norm"""
@@ -196,7 +193,7 @@ class PatchEmbed(nn.Module):
         return self.proj(x)
 
 
-class ResFormer(Backbone):
+class ResFormer(ClassTokenBackbone):
     """[N, in_chans, H, W], any size of at least one patch, -> [N, num_classes].
 
     `forward_features` gives the normed tokens [N, 1 + h * w, embed_dim] as timm's vision transformers do, class token first;
@@ -260,16 +257,7 @@ class ResFormer(Backbone):
 
     # --- forward passes ---------------------------------------------------------------------------------------------------
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self._features(x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        x, grid = self._embed(x)
-        for block in self.blocks:
-            x = self._step(block, x, grid)
-        return self.norm(x)
-
-    def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Image -> tokens with global positions; the class token has none."""
         maps = self._enter(x)
         grid = (maps.shape[2], maps.shape[3])
@@ -277,60 +265,20 @@ class ResFormer(Backbone):
         tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), patches), 1)
         return self.pos_drop(tokens), grid
 
-    def _step(self, block: nn.Module, x: Tensor, grid: Grid) -> Tensor:
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, grid, use_reentrant=False)
-        return block(x, grid)
+    def steps(self, grid: Grid) -> list[tuple[nn.Module, Grid]]:
+        return [(block, grid) for block in self.blocks]
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """(normed tokens, chosen maps) or only the chosen maps; with `norm` the last norm is applied to each map too."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt {output_fmt!r}: feature maps are NCHW")
-        taken = take_indices(len(self.blocks), indices)
-        x, grid = self._embed(x)
-        maps = []
-        for index, block in enumerate(self.blocks):
-            if stop_early and index > max(taken):
-                break
-            x = self._step(block, x, grid)
-            if index in taken:
-                patches = (self.norm(x) if norm else x)[:, 1:]
-                maps.append(patches.transpose(1, 2).unflatten(2, grid).contiguous())
-        return maps if intermediates_only else (self.norm(x), maps)
+    def last_norm(self) -> nn.Module:
+        return self.norm
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Normed tokens [N, 1 + h * w, embed_dim] -> logits of the class token, or the token itself."""
-        return x[:, 0] if pre_logits else self.head(x[:, 0])
+    def init_head(self, head: nn.Module) -> None:
+        head.apply(_initialise)
 
     # --- the rest of timm's protocol --------------------------------------------------------------------------------------
-
-    def stem_module(self) -> nn.Module:
-        return self.patch_embed
-
-    def levels(self) -> Sequence[Sequence[nn.Module]]:
-        return [[block] for block in self.blocks]
 
     def keep_levels(self, count: int) -> None:
         self.blocks = self.blocks[:count]
         self.feature_info = self.feature_info[:count]
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        if global_pool not in (None, "", "token"):
-            raise InputError(f"global_pool {global_pool!r}: ResFormer classifies by its class token, 'token'")
-        self.num_classes = num_classes
-        self.head = make_classifier(self.embed_dim, num_classes).to(self.cls_token.device, self.cls_token.dtype)
-        self.head.apply(_initialise)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [(self.blocks_pattern, None), (r"^norm", (99999,))]}
