@@ -92,6 +92,26 @@ def test_every_operation_gives_the_map_that_a_cell_expects(name, stride):
         )
 
 
+def test_what_is_traced_at_one_size_is_right_at_others():
+    torch.manual_seed(0)
+    model = NASNet(num_cells=3, filters=4, num_classes=3).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.rand(1, 3, 64, 64), check_trace=False)
+        for size in ((64, 65), (67, 70)):
+            x = torch.rand(1, 3, *size)
+            assert torch.allclose(traced(x), model(x), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_exports_with_sizes_left_open():
+    model = NASNet(num_cells=3, filters=4, num_classes=3).eval()
+    sizes = {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
+    exported = torch.export.export(model, (torch.rand(2, 3, 64, 64),), dynamic_shapes=(sizes,)).module()
+    x = torch.rand(2, 3, 65, 70)
+    with torch.no_grad():
+        assert torch.allclose(exported(x), model(x), atol=1e-5)
+
+
 def test_published_cells_return_more_than_what_is_unread():
     assert NASNET_A.normal.unread() == (2, 3, 4, 5, 6) and NASNET_A.normal.concat == (1, 2, 3, 4, 5, 6)
     assert NASNET_A.reduction.unread() == (4, 5, 6) and NASNET_A.reduction.concat == (3, 4, 5, 6)

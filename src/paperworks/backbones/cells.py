@@ -18,7 +18,7 @@ from paperworks.backbones.genotype import CellPlan
 from paperworks.errors import InputError
 from paperworks.layers.convolution import SameConv2d
 from paperworks.layers.folding import scale_and_shift
-from paperworks.layers.same_padding import SameAvgPool2d, SameMaxPool2d
+from paperworks.layers.same_padding import SameAvgPool2d, SameMaxPool2d, same_windows, sizes_vary
 
 Norm = Callable[[int], nn.BatchNorm2d]
 State = tuple[Tensor, Tensor]
@@ -118,8 +118,11 @@ class FactorisedReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
-        odd = F.pad(odd, (0, width % 2, 0, height % 2))
+        if sizes_vary():  # the same, in sizes that exporters can compare with those of strided convolutions
+            even = same_windows(x, 1)[:, :, ::2, ::2]
+            odd = same_windows(F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:], 1)[:, :, ::2, ::2]
+        else:
+            even, odd = x[:, :, ::2, ::2], F.pad(x[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
         return self.final_path_bn(torch.cat((self.path_1(even), self.path_2(odd)), 1))
 
     def for_inference(self, plan: Plan) -> nn.Module:
@@ -140,7 +143,7 @@ def convolution(
 ) -> nn.Conv2d:
     """Without bias; padded so that the map keeps its size, or to ceil(size / stride). padding: another one, 0 for none."""
     given = dilation * (size // 2) if padding < 0 else padding
-    kind = SameConv2d if stride > 1 and size > 1 and padding < 0 else nn.Conv2d
+    kind = SameConv2d if stride > 1 and padding < 0 else nn.Conv2d
     return kind(inputs, outputs, size, stride, 0 if kind is SameConv2d else given, dilation, groups, bias=False)
 
 

@@ -26,7 +26,6 @@ from paperworks.layers.mlp import make_classifier
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.transformer import Attention, FeedForward
 
-
 EPS = 1e-6
 """of every layer norm"""
 

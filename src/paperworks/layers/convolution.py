@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
-from paperworks.layers.same_padding import same_pads, sizes_vary
+from paperworks.layers.same_padding import same_pads, same_windows, sizes_vary
 
 
 class ConvNorm(nn.Module):
@@ -39,6 +39,9 @@ class SameConv2d(nn.Conv2d):
     """TensorFlow's "SAME": output size ceil(input / stride), the odd pixel of padding on the right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
+        side = self.kernel_size[0]
+        if sizes_vary() and (self.kernel_size, self.stride, self.dilation) == ((side, side), (2, 2), (1, 1)) and side % 2:
+            return super().forward(same_windows(x, side))
         (above, below), (left, right) = (same_pads(*side) for side in zip(x.shape[2:], *self._sides()))
         if not sizes_vary() and (above, left) == (below, right):
             return F.conv2d(x, self.weight, self.bias, self.stride, (above, left), self.dilation, self.groups)

@@ -71,9 +71,9 @@ def _join_by_index(tokens: Tensor, grid: Size, size: Size) -> Tensor:
     which, where, counts = [], [], []
     for side, part in zip(size, grid):
         cell = (side + part - 1) // part
-        index = torch.arange(side, device=tokens.device) + (cell * part - side) // 2
-        which.append(index % cell)
-        where.append(index // cell)
+        start = (cell * part - side) // 2
+        for found, index in ((which, torch.arange(cell)[None]), (where, torch.arange(part)[:, None])):
+            found.append(index.to(tokens.device).expand(part, cell).flatten()[start : start + side])
         counts.append(cell)
     images = torch.arange(tokens.shape[0] // (counts[0] * counts[1]), device=tokens.device)[:, None, None]
     groups = (images * counts[0] + which[0][:, None]) * counts[1] + which[1]

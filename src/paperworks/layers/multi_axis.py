@@ -81,6 +81,11 @@ def resized_table(table: Tensor, window: Size) -> Tensor:
     return F.interpolate(table[None].float(), size, mode="bilinear", align_corners=False)[0].to(table.dtype)
 
 
+def _recorded() -> bool:
+    """Whether steps are written down for images of other sizes: those may be padded where these are not."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 class MultiAxisAttention(nn.Module):
     """[N, H, W, C] -> the same: softmax(q k^T / sqrt(d) + bias) v within every window ("block") or over the grid ("grid").
 
@@ -105,30 +110,23 @@ class MultiAxisAttention(nn.Module):
         """[N, H, W, 3 C], bias [heads, L, L] -> [N, H, W, C]: everything between the two products."""
         height, width = qkv.shape[1:3]
         groups = CUT[self.axis](qkv, self.window)
-        q, k, v = groups.flatten(1, 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = bias.to(q.dtype)
+        q, k, v = groups.flatten(1, 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        mask = bias[None]
         if self._may_be_padded(height, width):
-            seen = self._among_padding(q, k, v, bias, len(qkv), self._inside(height, width, qkv.device))
-        else:
-            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-        return JOIN[self.axis](seen.transpose(1, 2).flatten(2), self.window, (height, width))
+            inside = self._inside(height, width, qkv.device)
+            mask = bias.masked_fill(~inside[:, None, None], -torch.inf).expand(qkv.shape[0], -1, -1, -1, -1).flatten(0, 1)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+        # exporters may lay the heads' results out otherwise than the kernel does, so that flattening needs a copy
+        tokens = torch.cat(seen.unbind(1), -1) if _recorded() else seen.transpose(1, 2).flatten(2)
+        return JOIN[self.axis](tokens, self.window, (height, width))
 
     def _may_be_padded(self, height: int, width: int) -> bool:
-        """Steps that are recorded for other sizes always reckon with padding."""
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return True
-        return bool(height % self.window[0] or width % self.window[1])
+        return _recorded() or bool(height % self.window[0] or width % self.window[1])
 
     def _inside(self, height: int, width: int, device: torch.device) -> Tensor:
         """bool [groups of an image, L]: which tokens belong to the map. Every group has at least one."""
         inside = torch.ones(1, height, width, 1, device=device)
         return CUT[self.axis](inside, self.window).flatten(1) > 0
-
-    def _among_padding(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, batch: int, inside: Tensor) -> Tensor:
-        """Attention to the tokens inside. Groups stand beside heads, so that one mask serves all images."""
-        mask = bias[None].masked_fill(~inside[:, None, None, :], -torch.inf).flatten(0, 1)[None]
-        q, k, v = (each.reshape(batch, -1, *each.shape[2:]) for each in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(-1, self.heads, *q.shape[2:])
 
     def resize_window(self, window: int | Size) -> None:
         """Groups of another size; the bias is interpolated."""

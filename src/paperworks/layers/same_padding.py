@@ -27,6 +27,20 @@ def sizes_vary() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
+def same_windows(x: Tensor, kernel: int, value: float = 0.0) -> Tensor:
+    """A map in which windows of an odd side at every second pixel lie where "SAME" has them, for sizes that vary.
+
+    Always padded alike and then cut by the parity, so that every kernel's result has one and the same expression for its size:
+    (side + side % 2 - 2) // 2 + 1. Exporters cannot prove other forms equal.
+    """
+    height, width = x.shape[2:]
+    if kernel == 1:
+        return x[:, :, : height + height % 2 - 1, : width + width % 2 - 1]
+    half = kernel // 2
+    padded = F.pad(x, (half, half, half, half), value=value)
+    return padded[:, :, 1 - height % 2 :, 1 - width % 2 :]
+
+
 class _SamePool2d(nn.Module):
     def __init__(self, kernel_size: int, stride: int = 1):
         super().__init__()
@@ -43,7 +57,9 @@ class _SamePool2d(nn.Module):
         (left, right), (above, below) = sides
         return left, right, above, below
 
-    def _padded(self, x: Tensor, value: float) -> Tensor:
+    def _windows(self, x: Tensor, value: float) -> Tensor:
+        if sizes_vary() and self.stride == 2 and self.kernel_size % 2:
+            return same_windows(x, self.kernel_size, value)
         return F.pad(x, self._pads(x), value=value)
 
 
@@ -52,7 +68,7 @@ class SameMaxPool2d(_SamePool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1 and sizes_vary():
-            return F.max_pool2d(self._padded(x, -torch.inf), self.kernel_size, self.stride)
+            return F.max_pool2d(self._windows(x, -torch.inf), self.kernel_size, self.stride)
         left, _, above, _ = self._pads(x)
         return F.max_pool2d(x, self.kernel_size, self.stride, (above, left), ceil_mode=self.stride > 1)
 
@@ -69,10 +85,10 @@ class SameAvgPool2d(_SamePool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.count_padding:
-            return F.avg_pool2d(self._padded(x, 0.0), self.kernel_size, self.stride)
+            return F.avg_pool2d(self._windows(x, 0.0), self.kernel_size, self.stride)
         if self.stride > 1 and sizes_vary():
-            inside = self._padded(torch.ones_like(x[:1, :1]), 0.0)
-            mean = F.avg_pool2d(self._padded(x, 0.0), self.kernel_size, self.stride)
+            inside = self._windows(torch.ones_like(x[:1, :1]), 0.0)
+            mean = F.avg_pool2d(self._windows(x, 0.0), self.kernel_size, self.stride)
             return mean / F.avg_pool2d(inside, self.kernel_size, self.stride)
         left, _, above, _ = self._pads(x)
         padding = (above, left)

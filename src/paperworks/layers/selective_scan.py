@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from paperworks.errors import InputError
 from paperworks.layers.linear_scan import in_float32, linear_scan
 from paperworks.layers.softplus import softplus
+from paperworks.layers.windows import exporting
 
-AT_ONCE = 1 << 17
-"""states (tokens x channels x state) held at a time where the state has several entries: what fits a processor's cache"""
+AT_ONCE = 1 << 16
+"""states (tokens x channels x state) held at a time: what fits a processor's cache"""
 
 
 def selective_scan(
@@ -50,67 +51,78 @@ def selective_scan(
     if channels % groups:
         raise InputError(f"{channels} channels do not divide into {groups} groups of B and C")
     check_decay(A)
-    dt = delta.float() if delta_bias is None else delta.float() + delta_bias.float()[:, None]
-    dt = softplus(dt) if delta_softplus else dt
 
     def tokens(x: Tensor) -> Tensor:
         return x.float().permute(2, 0, 1).unflatten(2, (groups, -1)).contiguous()
 
-    y, last = scan_tokens(
-        tokens(u),
-        tokens(dt),
-        A.float().unflatten(0, (groups, -1)),
-        B.float().permute(3, 0, 1, 2).contiguous(),
-        C.float().permute(3, 0, 1, 2).contiguous(),
-    )
-    y = y.flatten(2).permute(1, 2, 0)
-    if D is not None:
-        y = torch.addcmul(y, u.float(), D.float()[:, None])
-    if z is not None:
-        y = y * F.silu(z.float())
-    return y.to(u.dtype), last.flatten(1, 2)
+    def steps(part: slice) -> Tensor:
+        dt = delta[..., part].float() if delta_bias is None else delta[..., part].float() + delta_bias.float()[:, None]
+        return softplus(dt) if delta_softplus else dt
+
+    def turned(x: Tensor) -> Tensor:
+        return x.float().permute(3, 0, 1, 2).contiguous()
+
+    def scanned(part: slice, last: Tensor | None) -> tuple[Tensor, Tensor]:
+        given = tokens(u[..., part]), tokens(steps(part)), by_group, turned(B[..., part]), turned(C[..., part])
+        y, last = scan_tokens(*given, last)
+        y = y.flatten(2).permute(1, 2, 0)
+        if D is not None:
+            y = torch.addcmul(y, u[..., part].float(), D.float()[:, None])
+        return y if z is None else y * F.silu(z[..., part].float()), last
+
+    by_group = A.float().unflatten(0, (groups, -1))
+    if length == 0 or _whole(u):
+        y, last = scanned(slice(None), None)
+        return y.to(u.dtype), last.flatten(1, 2)
+    out, end = torch.empty_like(u, memory_format=torch.contiguous_format), None
+    stretch = max(64, AT_ONCE // (batch * A.numel()))
+    for start in range(0, length, stretch):
+        part = slice(start, start + stretch)
+        out[..., part], end = scanned(part, end)
+    assert end is not None
+    return out, end.flatten(1, 2)
 
 
-def scan_tokens(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+def _whole(u: Tensor) -> bool:
+    """Whether a sequence has to go through in one piece: where gradients or graphs are made."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or u.is_meta
+
+
+def scan_tokens(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """C_t h_t [length, batch, groups, channels] and the last state [batch, groups, channels, state].
 
     u, dt: [length, batch, groups, channels] float32, dt after softplus. A: [groups, channels, state]. B, C: [length, batch,
-    groups, state].
+    groups, state]. state: before the first token, zeros by default.
     """
-    if len(u) == 0:
+    if not exporting() and len(u) == 0:
         raise InputError("selective scan: the sequence is empty (length 0)")
-    with in_float32(u):
-        return _one_state(u, dt, A[..., 0], B, C) if A.shape[-1] == 1 else _many_states(u, dt, A, B, C)
-
-
-def _many_states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """A segment of the sequence after the other."""
     rows = A.transpose(1, 2)  # [groups, state, channels]: channels lie together
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        y, end = _segment(u, dt, rows, B, C, None)
-        return y, end.transpose(2, 3)
-    step = max(64, AT_ONCE // (rows.numel() * u.shape[1]))
-    learning = torch.is_grad_enabled() and any(each.requires_grad for each in (u, dt, A, B, C))
-    outputs: list[Tensor] = []
-    last: Tensor | None = None
-    for start in range(0, len(u), step):
-        part = slice(start, start + step)
-        given = (u[part], dt[part], rows, B[part], C[part], last)
-        # states of a whole sequence are `state` times its size: in training they are computed again, a segment at a time
-        segment, last = checkpoint(_segment, *given, use_reentrant=False) if learning else _segment(*given)
-        outputs.append(segment)
+    last = None if state is None else state.transpose(2, 3)
+    many = rows.shape[1] > 1
+    with in_float32(u):
+        if _whole(u) and not (many and torch.is_grad_enabled() and not u.is_meta):
+            y, end = _stretch(u, dt, rows, B, C, last)
+            return y, end.transpose(2, 3)
+        outputs: list[Tensor] = []
+        step = max(64, AT_ONCE // (rows.numel() * u.shape[1]))
+        for start in range(0, len(u), step):
+            part = slice(start, start + step)
+            given = (u[part], dt[part], rows, B[part], C[part], last)
+            # states of a whole sequence are `state` times its size: in training they are computed again, a stretch at a time
+            y, last = checkpoint(_stretch, *given, use_reentrant=False) if torch.is_grad_enabled() else _stretch(*given)
+            outputs.append(y)
     assert last is not None
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), last.transpose(2, 3)
 
 
-def _one_state(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """A state of one number per channel: nothing is larger than the input."""
-    h = linear_scan(torch.exp(dt * A), dt * u * B)
-    return h * C, h[-1, ..., None]
-
-
-def _segment(u: Tensor, dt: Tensor, rows: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A stretch of the sequence from a given state [batch, groups, state, channels]."""
+def _stretch(u: Tensor, dt: Tensor, rows: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Part of a sequence from a given state [batch, groups, state, channels]."""
+    if rows.shape[1] == 1:  # nothing is larger than the input
+        decay, added = torch.exp(dt * rows[:, 0]), dt * u * B
+        if state is not None:
+            added[0].addcmul_(decay[0], state[:, :, 0])
+        h = linear_scan(decay, added)
+        return h * C, h[-1][:, :, None]
     decay = torch.exp(dt[..., None, :] * rows)
     added = (dt * u)[..., None, :] * B[..., None]
     if state is not None:
