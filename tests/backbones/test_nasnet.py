@@ -103,13 +103,19 @@ def test_what_is_traced_at_one_size_is_right_at_others():
 
 
 @pytest.mark.slow
-def test_exports_with_sizes_left_open():
-    model = NASNet(num_cells=3, filters=4, num_classes=3).eval()
-    sizes = {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}
-    exported = torch.export.export(model, (torch.rand(2, 3, 64, 64),), dynamic_shapes=(sizes,)).module()
-    x = torch.rand(2, 3, 65, 70)
-    with torch.no_grad():
-        assert torch.allclose(exported(x), model(x), atol=1e-5)
+def test_an_onnx_file_takes_images_of_any_size(tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = NASNet(num_cells=2, reductions=1, filters=2, stem="cifar", num_classes=3).eval()
+    sizes = ({2: torch.export.Dim("height", min=4), 3: torch.export.Dim("width", min=4)},)
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(model, (torch.rand(1, 3, 24, 24),), file, dynamo=True, verbose=False, dynamic_shapes=sizes)
+    session = ort.InferenceSession(file)
+    for size in ((24, 24), (33, 34)):
+        x = torch.rand(1, 3, *size)
+        [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
 
 
 def test_published_cells_return_more_than_what_is_unread():
