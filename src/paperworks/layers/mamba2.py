@@ -56,7 +56,8 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(self.inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.norm(self.mix(self.in_proj(x))))
+        gated = self.mix(self.in_proj(x))
+        return self.out_proj(self.norm(gated.to(self.D.dtype)))  # not in autocast's half precision
 
     def mix(self, projected: Tensor) -> Tensor:
         """What lies between the products: [N, L, z | x | B | C | dt] -> gated [N, L, inner], not normed yet."""
