@@ -129,7 +129,7 @@ def _loop(a: Tensor, h: Tensor, known: int, reverse: bool) -> None:
 
 def _doubling(a: Tensor, b: Tensor) -> Tensor:
     """The same by doubling: after round k every step has seen the 2^k before it. A graph of few operations, for compilers."""
-    if exporting():
+    if torch.jit.is_tracing() or not isinstance(b.shape[0], int):
         return _doubling_any(a, b)
     reach = 1
     while reach < len(b):
