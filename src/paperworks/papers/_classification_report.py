@@ -69,7 +69,13 @@ def write_report(title: str, config: ClassifierConfig, run: Run) -> Mapping[str,
         report.table("Images that could not be read", ["file", "reason"], stage["skipped"])
     report.recipe(config, run.record["command"])
     report.save(run.folder / "report.html")
-    return {"milliseconds": {form: 1e3 * seconds for form, seconds in speed["seconds"].items()}}
+    return {
+        "top-1 (%)": 100 * scores["top1"],
+        "linear classifier on pixels (%)": 100 * linear["top1"],
+        "test images": scores["images"],
+        "parameters (M)": stage["parameters"] / 1e6,
+        "milliseconds": {form: 1e3 * seconds for form, seconds in speed["seconds"].items()},
+    }
 
 
 def views(source: ImageSource, trained: Trained, rows: Tensor) -> Tensor:

@@ -51,11 +51,11 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
     Args:
         data: digits by default; a folder with a sub-folder per class, a parquet file or a name
         size: pixels; images are cut or resized to it
-        steps: of training; 700 for the digits, 2000 for other data
+        steps: of training; 1800 for the digits, 3000 for other data
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("tic_tiny", {**SMALL, "patch_size": 4 if size <= 64 else 8})
-    steps = steps or (700 if data in ("default", "mnist5k", "digits") else 2000)
+    steps = steps or (1800 if data in ("default", "mnist5k", "digits") else 3000)
     return Recipe(small_images(network, data, size, steps, seed), stages("TiC"))
 
 

@@ -133,7 +133,10 @@ def _paper(card: Card, stored: dict[str, Any], parity: Any) -> list[str]:
     run = stored.get("run")
     if run:
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run["seconds"].items())
-        lines += [f"`{run['command']}` took {sum(run['seconds'].values()) / 60:.1f} min ({took}).", ""]
+        numbers = {name: value for name, value in run["result"].items() if isinstance(value, int | float)}
+        reached = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        said = f"`{run['command']}` took {sum(run['seconds'].values()) / 60:.1f} min ({took})."
+        lines += [f"{said} It reached: {reached}." if reached else said, ""]
     if parity:
         lines += [_parity(parity), ""]
     lines += ["| claim | kind | paper | here | scale | verdict | rule and detail |", "|---|---|---|---|---|---|---|"]
