@@ -27,6 +27,7 @@ SHRINK = {
     "cswin": {"dims": [8, 12, 16], "depths": [1, 1, 1], "heads": [2, 2, 2]},
     "t2t-vit": {"embed_dim": 12, "depth": 2, "num_heads": 2, "token_dim": 4},
     "groupmamba": {"stem_hidden_dim": 4, "embed_dims": [16, 16, 16, 20], "mlp_ratios": [1, 1, 1, 1], "depths": [1, 1, 1, 1]},
+    "maxvit": {"dims": [8, 8, 16], "stem_width": 8, "head_dim": 8},
 }
 """arguments that make the laptop's network tiny"""
 COUNTED = {
@@ -44,6 +45,7 @@ COUNTED = {
     "cswin": ["c1", "c2", "c14"],
     "t2t-vit": ["c1", "c2", "c4", "c9"],
     "groupmamba": ["c1", "c3", "c4"],
+    "maxvit": ["c1", "c2", "c3"],
 }
 """claims that need no training and hold"""
 

@@ -359,6 +359,8 @@ TOP1 = {
 
 def _cfg(width: str, size: int) -> dict[str, Any]:
     tag = "in1k" if width != "xlarge" else "in21k" if size == 224 else "in21k_ft_in1k"
+    # as timm has it: ImageNet's mean and deviation go with the 224-pixel weights of ImageNet-1K only
+    scaling = {} if tag == "in1k" and size == 224 else {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     return {
         "first_conv": "stem.conv1",
         "classifier": "head.fc",
@@ -367,8 +369,7 @@ def _cfg(width: str, size: int) -> dict[str, Any]:
         "input_size": (3, size, size),
         "pool_size": (size // 32, size // 32),
         "crop_pct": 0.95 if size == 224 else 1.0,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
+        **scaling,
     }
 
 

@@ -129,7 +129,7 @@ def both_axes(bench: Bench) -> Measured:
 
 def attention_only(classes: int) -> nn.Module:
     """The same network, wider, with a 1x1 convolution (and a mean where it strides) in place of every MBConv."""
-    model = MaxViT((40, 80), axes=("block", "grid"), num_classes=classes, stem_stride=1, **{**SHAPE, "head_dim": 40})
+    model = MaxViT((38, 76), axes=("block", "grid"), num_classes=classes, stem_stride=1, **{**SHAPE, "head_dim": 38})
     for stage in model.stages:
         assert isinstance(stage, Stage)
         for block in stage.blocks:

@@ -36,6 +36,7 @@ from paperworks.papers._generation_report import (
     show_neighbours,
     shown,
     skipped_table,
+    spread_over,
 )
 from paperworks.reporting import Report, save_grid
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
@@ -58,9 +59,9 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    width: int = 12
+    width: int = 16
     """at full resolution; doubles with every halving"""
-    widest: int = 96
+    widest: int = 128
 
 
 def adam(steps: int, lr: float) -> TrainConfig:
@@ -80,7 +81,9 @@ class GenerateConfig:
     seed: int = 0
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    game: Adversarial = Adversarial("non_saturating", r1=0.3, r1_every=8, augment=("translation",))
+    game: Adversarial = field(
+        default_factory=lambda: Adversarial("non_saturating", r1=0.03, r1_every=8, augment=("translation",))
+    )
     training: TrainConfig = field(default_factory=lambda: adam(1200, 1.5e-3))
     images: int = 1000
     """made for the Frechet distance"""
@@ -152,7 +155,7 @@ def evaluate(config: GenerateConfig, run: Run, generator: MaxViTGenerator) -> di
     labels = labels_of(test)[: len(real)]
     numbers |= sample_numbers(plain, real, labels, made, labels, untrained=fresh.eval().sample(count, config.seed))
     if len(real) > 2:
-        training = framed(known, config.image_size, count)
+        training = framed(spread_over(known, count), config.image_size)
         numbers["Frechet distance of training images"] = frechet_distance(judge.features(real), judge.features(training))
     if judge.knows_classes:
         for name, images in (("samples", made), ("held-out images", real)):
