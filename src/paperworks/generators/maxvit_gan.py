@@ -51,10 +51,13 @@ class ReversedBlock(nn.Module):
 
     def __init__(self, dim: int, window: int, head_dim: int, mlp_ratio: float, expand: float):
         super().__init__()
-        self.grid, self.block = (
+        self.dim = dim
+        far, near = (
             AxisBlock(dim, axis, window, head_dim=head_dim, mlp_ratio=mlp_ratio, norm=ChannelsLastBatchNorm)
             for axis in ("grid", "block")
         )
+        self.grid: nn.Module = far
+        self.block: nn.Module = near
         self.conv: nn.Module = MBConv(dim, dim, expand=expand, eps=1e-5, momentum=0.1)
 
     def forward(self, x: Tensor) -> Tensor:

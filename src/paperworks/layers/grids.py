@@ -68,7 +68,9 @@ def _cut_by_index(x: Tensor, grid: Size) -> Tensor:
 
 
 def _join_by_index(tokens: Tensor, grid: Size, size: Size) -> Tensor:
-    which, where, counts = [], [], []
+    which: list[Tensor] = []
+    where: list[Tensor] = []
+    counts = []
     for side, part in zip(size, grid):
         cell = (side + part - 1) // part
         start = (cell * part - side) // 2

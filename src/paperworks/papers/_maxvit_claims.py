@@ -23,7 +23,7 @@ from paperworks.paper import Bench, Measured, Recipe, write_json
 from paperworks.papers import _maxvit_gan as gan
 from paperworks.papers._generation import default_channels, framed, open_test
 from paperworks.papers._generation_report import Judge
-from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead
+from paperworks.papers._recognition_claims import Budget, Build, all_trained, giga_macs, lead
 
 # --- counted ----------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ def attention_only(classes: int) -> nn.Module:
 
 
 def blend(bench: Bench) -> Measured:
-    builds = {"MBConv and attention": partial(network, ("block", "grid")), "attention only": attention_only}
+    builds: dict[str, Build] = {"MBConv and attention": partial(network, ("block", "grid")), "attention only": attention_only}
     with torch.device("meta"):
         sizes = {name: count_parameters(build(10)) for name, build in builds.items()}
     note = "; parameters " + ", ".join(f"{name} {count / 1e3:.0f} k" for name, count in sizes.items())
@@ -164,7 +164,7 @@ def convolutional(config: gan.GenerateConfig) -> MaxViTGenerator:
     model = gan.build_generator(config)
     for module in model.modules():
         if isinstance(module, ReversedBlock):
-            dim = module.grid.attn.proj.out_features
+            dim = module.dim
             instead = partial(ConvInstead, dim, dim, expand=3.0, eps=1e-5, momentum=0.1)
             module.grid = instead()
             module.block = instead()
