@@ -15,6 +15,8 @@ from paperworks.analysis.counting import count_parameters
 from paperworks.backbones.byteformer import VARIANTS, ByteFormer
 from paperworks.data import ImageSource, Loader, Transformed, open_images
 from paperworks.data.file_bytes import Changes, EncodedImages, FileSource, ImageFormat, open_files
+from paperworks.data.transforms import train_crop
+from paperworks.data.wobble import Chain, Tone, Wobble
 from paperworks.errors import InputError, nearest
 from paperworks.layers.pretrained import read_weights
 from paperworks.objectives.classify import Classify, Scores, score
@@ -48,7 +50,7 @@ class FilesConfig(ClassifierConfig):
     longest: int = 1 << 17
     """bytes; longer files of a folder are left out and listed"""
     pixels: bool = True
-    """train a transformer on patches of pixels too, with as many parameters and steps"""
+    """train a transformer on patches of pixels too, as wide and deep, with as many steps"""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -79,11 +81,20 @@ def written(config: FilesConfig, source: ImageSource, *, augmented: bool = False
     if config.format == "raw":
         raise InputError("this run was trained on files as they lie; give it such files")
     plain = evaluation_transform(config.image_size, config.crop_pct, config.augment.kind)
-    images = Transformed(source, training_transform(config) if augmented else plain, seed=config.seed)
+    images = Transformed(source, moved(config) if augmented else plain, seed=config.seed)
     return EncodedImages(images, config.format, quality=config.quality, changes=config.changes, seed=config.seed)
 
 
-def numbered(files: Files, batch: int = 64) -> Iterator[dict[str, Tensor]]:
+def moved(config: FilesConfig) -> Any:
+    """Training's transform, of pixels."""
+    if config.augment.kind == "shift":
+        return Chain(Wobble(config.image_size, flip=config.augment.flip), Tone())
+    if config.augment.kind == "crop":
+        return Chain(train_crop(config.image_size, flip=config.augment.flip), Tone())
+    return training_transform(config)
+
+
+def numbered(files: Any, batch: int = 64) -> Iterator[dict[str, Tensor]]:
     """All files once, in their order, as `score` reads them."""
     for found in Loader(files, min(batch, len(files)), seed=0, shuffle=False, drop_last=False):
         yield {"image": found["bytes"]} | ({"label": found["label"]} if "label" in found else {})
@@ -118,6 +129,15 @@ def build_network(config: FilesConfig, classes: int, longest: int) -> ByteFormer
             raise InputError(f"network {config.network.name}: {error}") from None
 
 
+def usual_kernel(format: str, size: int, channels: int, keep: float = 1.0) -> int:
+    """Bytes of a token: two rows of pixels (the next token begins one row below), as far as a camera keeps them. JPEG has no
+    rows; the paper gives it 8."""
+    if format == "jpeg":
+        return 8
+    row = size if format == "fchw" else size * channels
+    return 2 * max(2, min(128, round(row * keep)))
+
+
 def longest_file(files: Files, looked_at: int = 200) -> int:
     """Bytes of the longest file; of images that are written anew each time, of some of them and a quarter more."""
     if isinstance(files, FileSource):
@@ -127,16 +147,13 @@ def longest_file(files: Files, looked_at: int = 200) -> int:
     return max(lengths) if len(lengths) == 1 else max(lengths) * 5 // 4
 
 
-def patch_transformer(like: nn.Module, width: int, heads: int, size: int, channels: int, classes: int) -> nn.Module:
-    """A ViT on 8 x 8 patches of pixels (DeiT without distillation) as wide as the network it is compared with, and as deep as
-    it takes to have at least its parameters."""
+def patch_transformer(width: int, depth: int, heads: int, size: int, channels: int, classes: int) -> nn.Module:
+    """A ViT on 8 x 8 patches of pixels: DeiT without distillation, made small."""
     from timm.models.vision_transformer import VisionTransformer
 
-    for depth in range(1, 100):
-        model = VisionTransformer(size, size // 8, channels, classes, embed_dim=width, depth=depth, num_heads=heads)
-        if count_parameters(model) >= count_parameters(like):
-            break
-    return model
+    if size % 8:
+        raise InputError(f"images of {size} pixels do not divide into 8 x 8 patches: take a multiple of 8, or no pixels beside")
+    return VisionTransformer(size, size // 8, channels, classes, embed_dim=width, depth=depth, num_heads=heads)
 
 
 # --- what a run leaves ------------------------------------------------------------------------------------------------
@@ -212,21 +229,25 @@ def train(config: FilesConfig, run: Run) -> Mapping[str, Any]:
 
 
 def train_on_pixels(config: FilesConfig, run: Run) -> Mapping[str, Any] | None:
-    """The same images, steps and number of parameters, for a transformer that is given pixels."""
+    """The same images and steps for a transformer of the same width, depth and heads that is given pixels (as the paper
+    compares with DeiT)."""
     if config.format == "raw" or not config.pixels:
         return None
     source, test = images_of(config, "train"), images_of(config, "test")
     assert source.classes is not None
-    like = build_network(config, len(source.classes), run.result("train")["longest"])
-    arguments = network_arguments(config)
-    width, heads = arguments.get("width", 192), arguments.get("heads", 3)
+    network = Trained.of(run).network
+    width, depth, heads = network.num_features, len(network.blocks), network_arguments(config).get("heads", 3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = patch_transformer(like, width, heads, config.image_size, config.channels, len(source.classes))
+        model = patch_transformer(width, depth, heads, config.image_size, config.channels, len(source.classes))
     half = (0.5,) * config.channels
     objective = Classify(model, smoothing=config.augment.smoothing, mean=half, std=half)
-    data = Transformed(source, training_transform(config), seed=config.seed)
-    fitted = fit(objective, data, _training(config, len(source)), run.stage_folder("pixels"), label="pixels")
+    data = Transformed(source, moved(config), seed=config.seed)
+    training = _training(config, len(source))
+    usual = training.optimizers["main"]
+    slower = replace(usual, lr=usual.lr / 2, rules=())  # the rules are about bytes
+    training = replace(training, optimizers={"main": slower})
+    fitted = fit(objective, data, training, run.stage_folder("pixels"), label="pixels")
     averaged = fitted.averaged
     assert isinstance(averaged, Classify)
     plain = evaluation_transform(config.image_size, config.crop_pct, config.augment.kind)

@@ -26,10 +26,11 @@ from paperworks.papers._byteformer_recipe import (
     load_released,
     train,
     train_on_pixels,
+    usual_kernel,
 )
 from paperworks.papers._classification import DIGITS, AugmentConfig, NetworkConfig
 from paperworks.papers._recognition import imagenet_steps
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
+from paperworks.training import OptimizerConfig, ParameterRule, ScheduleConfig, TrainConfig
 
 MILLIONS = {
     "byteformer_tiny_k32": 9.011944,
@@ -60,7 +61,9 @@ def _small(kernel: int) -> NetworkConfig:
 
 def _budget(steps: int, seed: int) -> TrainConfig:
     schedule = ScheduleConfig("cosine", warmup=0.1)
-    optimizer = OptimizerConfig("adamw", lr=2e-3, weight_decay=0.05, schedule=schedule)
+    # every byte value has a vector of its own and most are rare, so these move faster
+    stem = ParameterRule(r"(^|\.)stem\.", lr_scale=5.0)
+    optimizer = OptimizerConfig("adamw", lr=2e-3, weight_decay=0.05, schedule=schedule, rules=(stem,))
     every = max(1, steps // 10)
     return TrainConfig(steps, 64, optimizers={"main": optimizer}, ema=0.99, clip=5.0, seed=seed, eval_every=every)
 
@@ -75,8 +78,9 @@ def laptop(
     keep: float = 1.0,
     noise: int = 0,
     permute: bool = False,
-    kernel: int = 16,
+    kernel: int | None = None,
     steps: int | None = None,
+    pixels: bool = True,
     seed: int = 0,
 ) -> Recipe:
     """Images written as files, for a small ByteFormer, beside a transformer on pixels; minutes on two cores.
@@ -90,24 +94,27 @@ def laptop(
         keep: share of the values that a masking camera keeps, at fixed places
         noise: integers of up to this size are added to the bytes
         permute: replace all byte values by a fixed permutation
-        kernel: bytes of a token, an even number; fewer for shorter files
+        kernel: bytes of a token, an even number; two rows of pixels when none is given, 8 for JPEG
         steps: of training; 1000 for the digits, 3000 for other data
+        pixels: train a transformer on pixels too, as wide and deep, with as many steps
         seed: of initial weights, order and augmentation
     """
     digits = data in DIGITS
     steps = steps or (1000 if digits else 3000)
+    channels = 1 if digits else 3
     config = FilesConfig(
         data=data,
         image_size=size,
         crop_pct=0.9,
-        network=_small(kernel),
+        network=_small(kernel or usual_kernel(format, size, channels, keep)),
         augment=AugmentConfig("shift" if digits or size == 32 else "crop", flip=not digits, smoothing=0.1),
         training=_budget(steps, seed),
         seed=seed,
         format=format,
         quality=quality,
-        channels=1 if digits else 3,
+        channels=channels,
         changes=Changes(order, keep, noise, permute),
+        pixels=pixels,
     )
     return Recipe(config, STAGES)
 
@@ -119,7 +126,7 @@ def files(data: str, longest: int = 1 << 17, kernel: int = 16, steps: int = 1000
     Args:
         data: a folder with a sub-folder of files per class
         longest: bytes; longer files are left out and listed
-        kernel: bytes of a token, an even number; more for longer files
+        kernel: bytes of a token, an even number; files of 100 kB take 64 or more, or every step is long
         steps: of training
         seed: of initial weights and order
     """
