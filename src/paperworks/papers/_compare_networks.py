@@ -42,14 +42,14 @@ class CompareNetworksConfig:
 
 
 def candidates() -> dict[str, Paper]:
-    """Papers whose laptop recipe trains an image classifier."""
+    """Papers whose laptop recipe trains a classifier of pixels (ByteFormer, which reads files, compares itself with pixels)."""
     found = {}
     for slug in papers.cards():
         if not papers.is_built(slug):
             continue
         paper = papers.load(slug)
         recipe = paper.recipes.get("laptop")
-        if recipe is not None and isinstance(recipe().config, ClassifierConfig):
+        if recipe is not None and type(recipe().config) is ClassifierConfig:
             found[slug] = paper
     return found
 
