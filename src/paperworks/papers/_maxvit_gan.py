@@ -59,16 +59,16 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    width: int = 16
+    width: int = 12
     """at full resolution; doubles with every halving"""
-    widest: int = 128
+    widest: int = 96
 
 
 def adam(steps: int, lr: float) -> TrainConfig:
-    """Adam without momentum for both sides, constant rates, averaged weights."""
+    """Adam without momentum for both sides, constant rates, averaged weights; all in float32."""
     optimizer = OptimizerConfig("adam", lr=lr, betas=(0.0, 0.99), schedule=ScheduleConfig("constant", warmup=0.02))
     both = {"main": optimizer, "discriminator": optimizer}
-    return TrainConfig(steps, 32, optimizers=both, ema=0.995, channels_last=True)
+    return TrainConfig(steps, 32, optimizers=both, clip=5.0, ema=0.995, precision="32", channels_last=True)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class GenerateConfig:
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     game: Adversarial = field(
-        default_factory=lambda: Adversarial("non_saturating", r1=0.03, r1_every=8, augment=("translation",))
+        default_factory=lambda: Adversarial("non_saturating", r1=0.3, r1_every=8, augment=("translation",))
     )
     training: TrainConfig = field(default_factory=lambda: adam(1200, 1.5e-3))
     images: int = 1000
