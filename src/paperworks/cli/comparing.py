@@ -43,7 +43,7 @@ def compare(
         task: "classification": recognition networks; "generation": every tokenizer with every generator;
             "inpainting": PUT, VAR and HMAR fill the same holes
         data: a folder of images, parquet, shards, or a name; the default is 5000 handwritten digits (photos for inpainting)
-        budget: training time of each network (tokenizer, generator), as in 90s or 3min
+        budget: training time of each network or generator, as in 90s or 3min; tokenizers get four times as much
         networks: papers to compare (classification); all when none is named
         tokenizers: of the comparison (generation); all when none is named
         generators: of the comparison (generation); all when none is named

@@ -55,14 +55,16 @@ from paperworks.training import TrainConfig, fit
 class CompareTokensConfig:
     data: str = "default"
     budget: float = 60.0
-    """seconds that each tokenizer, and each generator, may train"""
+    """seconds that each generator may train"""
+    tokenizer_share: float = 4.0
+    """times the budget for a tokenizer: every generator rests on it"""
     tokenizers: tuple[str, ...] = ()
     generators: tuple[str, ...] = ()
     """all when empty"""
     image_size: int = 32
     channels: int = 1
     copies: int = 4
-    images: int = 500
+    images: int = 300
     """made per pair"""
     seed: int = 0
 
@@ -122,7 +124,7 @@ def train_tokenizer(config: CompareTokensConfig, run: Run, name: str) -> Mapping
     stages = [stage for stage in kit.stages if stage.name not in ("generator", "report")]
     folder = run.stage_folder(f"tokenizer {name}")
     pace = _pace(kit, own, folder / "pace", trainings, stages)
-    share = config.budget / pace
+    share = config.tokenizer_share * config.budget / pace
     own = replace(own, **{each: _shortened(getattr(own, each), share) for each in trainings})
     slug = part.paper.slug
     mine = Run.open(folder / "run", slug=slug, recipe="compare", arguments={}, config=own, command="paperworks compare")
@@ -361,7 +363,8 @@ def _page(
     where = "handwritten digits" if config.data in DIGITS else "your images"
     page = Report(
         f"{len(kept)} tokenizers x {len(next(iter(pictures.values())))} generators on {where}",
-        f"{config.budget:g} seconds of training for each tokenizer and for each generator ({DEPTH} blocks of {DIM})",
+        f"{config.tokenizer_share * config.budget:g} seconds of training for each tokenizer, "
+        f"{config.budget:g} for each generator ({DEPTH} blocks of {DIM})",
     )
     page.table("What the tokenizers keep of held-out images", KEPT, kept)
     page.compare("Reconstructions", rebuilt)
@@ -421,5 +424,7 @@ def _markdown_table(columns: list[str], rows: list[list[Any]]) -> str:
 
 
 def compare(data: str, budget: float, tokenizers: tuple[str, ...], generators: tuple[str, ...], seed: int) -> Recipe:
-    config = CompareTokensConfig(data, budget, tokenizers, generators, channels=default_channels(data), seed=seed)
+    config = CompareTokensConfig(
+        data, budget, tokenizers=tokenizers, generators=generators, channels=default_channels(data), seed=seed
+    )
     return Recipe(config, stages_of(config))

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import RelPosBiasTf
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
 from torch import Tensor, nn
 
 from paperworks.backbones.maxvit import MaxViT, MaxViTBlock, Stem
@@ -14,6 +16,7 @@ from paperworks.layers.multi_axis import Axis, AxisBlock, MultiAxisAttention, Re
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.windows import cut_windows, join_windows
 from tests.parity.case import Case
+from tests.parity.replay._maxvit_record import drawn_tables, look_up
 
 TOLERANCE = (1e-4, 1e-4)
 
@@ -32,6 +35,7 @@ def replay(case: Case) -> dict[str, Tensor]:
 
 def network(case: Case) -> dict[str, Tensor]:
     model = MaxViT.from_official(of_official(case), **arguments(case)).eval()
+    look_up(model, drawn_tables(timms_network(case), case.weights))
     x = case.inputs["x"]
     maps = model.forward_intermediates(x, intermediates_only=True)
     first = model.stages[0].get_submodule("blocks.0")
@@ -52,6 +56,30 @@ def network(case: Case) -> dict[str, Tensor]:
     if "train_logits" in case.outputs:
         result["train_logits"] = model.train()(x)
     return result
+
+
+def timms_network(case: Case) -> nn.Module:
+    """timm's own network of the recorded configuration, for the names and order of its parameters and buffers."""
+    given, image = arguments(case), case.kwargs.get("img_size", 224)
+    cfg = MaxxVitCfg(
+        embed_dim=tuple(given["dims"]),
+        depths=tuple(given["depths"]),
+        block_type=("M",) * len(given["dims"]),
+        stem_width=given["stem_width"],
+        stem_bias=given["stem_bias"],
+        head_hidden_size=given["head_width"],
+        conv_cfg=MaxxVitConvCfg(norm_eps=given["conv_eps"], act_layer="gelu_tanh", padding="same"),
+        transformer_cfg=MaxxVitTransformerCfg(
+            dim_head=given["head_dim"],
+            window_size=given["window"],
+            grid_size=given["grid"],
+            norm_eps=given["norm_eps"],
+            act_layer="gelu_tanh",
+            head_first=False,
+            rel_pos_type="bias_tf",
+        ),
+    )
+    return MaxxVit(cfg, img_size=image, num_classes=given["num_classes"], in_chans=given["in_chans"])
 
 
 def arguments(case: Case) -> dict[str, Any]:
@@ -232,7 +260,10 @@ def grids_back(case: Case) -> dict[str, Tensor]:
 def tf_bias(case: Case) -> dict[str, Tensor]:
     table = case.weights["relative_position_bias_table"]
     high, wide = ((side + 1) // 2 for side in table.shape[1:])
-    return {"rel_bias": bias_of(table, (high, wide))}
+    bias = RelativeBias((high, wide), len(table))
+    bias.relative_position_bias_table.copy_(table)
+    tables = drawn_tables(RelPosBiasTf((high, wide), len(table)), case.weights)
+    return {"rel_bias": look_up(bias, tables)()}
 
 
 def index_bias(case: Case) -> dict[str, Tensor]:
