@@ -60,7 +60,7 @@ def write_crops(config: CompareInpaintingConfig, run: Run) -> Mapping[str, Any]:
         pictures = framed(source, SIDE, config.crops)
         pictures = (pictures * 255).round().to(torch.uint8)
     else:
-        cut = cut_crops(source, SIDE, config.crops, PUTConfig().scales, config.seed, recolour=True)
+        cut = cut_crops(source, SIDE, config.crops, PUTConfig().scales, config.seed)
         pictures = torch.stack([cut.read(index) for index in range(len(cut))])
     folder.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
