@@ -1,4 +1,7 @@
-"""DetailFlow: a group in every pass against cached keys and values, and the released way: all tokens so far again."""
+"""DetailFlow: a group in every pass against cached keys and values, and the released way: all tokens so far again.
+
+Paper: detailflow.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """HMAR's block-diagonal attention, forward and backward on one core, against one call with a dense mask; and one guided image
-of d16's width against VAR's cached sampler, both with random weights."""
+of d16's width against VAR's cached sampler, both with random weights.
+
+Paper: hmar.
+"""
 
 from __future__ import annotations
 

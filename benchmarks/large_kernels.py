@@ -1,4 +1,7 @@
-"""RepLKNet-31B and UniRepLKNet-T prepared for inference against themselves as PyTorch runs them by default (channels-first)."""
+"""RepLKNet-31B and UniRepLKNet-T prepared for inference against themselves as PyTorch runs them by default (channels-first).
+
+Papers: large-kernels, unireplknet.
+"""
 
 from __future__ import annotations
 

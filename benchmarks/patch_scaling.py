@@ -1,6 +1,8 @@
 """The scan of Mamba-2 in chunks against the loop over tokens (upstream's kernels need a GPU) and attention of equal width.
 
 Heads and sizes are those of Adventurer-Tiny: 8 heads of 64 channels, 64 numbers of state. Attention has as many heads of 64.
+
+Paper: patch-scaling.
 """
 
 from __future__ import annotations

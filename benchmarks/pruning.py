@@ -1,5 +1,8 @@
 """RD-prune's two costs: solving the allocation (against HiGHS, enumeration and the released programme) and measuring the
-curves by suffix runs (against full runs)."""
+curves by suffix runs (against full runs).
+
+Paper: layer-adaptive-pruning.
+"""
 
 from __future__ import annotations
 

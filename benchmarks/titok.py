@@ -1,4 +1,7 @@
-"""TiTok: guided parallel decoding as a library does it, against a straightforward transcription: two passes a step, always."""
+"""TiTok: guided parallel decoding as a library does it, against a straightforward transcription: two passes a step, always.
+
+Paper: titok.
+"""
 
 from __future__ import annotations
 

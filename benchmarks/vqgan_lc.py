@@ -1,5 +1,8 @@
 """VQGAN-LC: the nearest of 100,000 codes against the three-term distance matrix, and cached sampling against re-running the
-prefix for every token."""
+prefix for every token.
+
+Paper: vqgan-lc.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """xAR: guided sampling of xAR-B as the library does it, against a straightforward transcription: conditional and null passes
-one after the other, at every step of every entity, and a pass of its own that stores a finished entity's keys and values."""
+one after the other, at every step of every entity, and a pass of its own that stores a finished entity's keys and values.
+
+Paper: xar.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_shifts_go_four_ways_and_back():
     x = torch.randn(2, 8, 5, 7)
     moved = shifted(x, 2)
     assert torch.equal(moved[:, :2], x[:, :2].roll(-2, 2)) and torch.equal(moved[:, 6:], x[:, 6:].roll(2, 3))
-    assert torch.equal(shifted(moved, 2, back=True), x)
+    assert torch.equal(shifted(moved, -2), x)
 
 
 def test_depthwise_has_a_head_per_channel():

@@ -6,13 +6,12 @@ Only the first layer's number of input channels follows the modality; the networ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from paperworks.errors import InputError
-from paperworks.layers.pretrained import load_official
 
 # --- series -----------------------------------------------------------------------------------------------------------
 
@@ -36,9 +35,6 @@ def unfold_series(features: Tensor, dim: int) -> Tensor:
 
 
 # --- sound ------------------------------------------------------------------------------------------------------------
-
-AUDIO_MEAN, AUDIO_STD = -6.845978, 5.5654526
-"""of log mel energies of spoken commands; spectrograms are shifted by the mean and divided by twice the deviation"""
 
 
 def audio_image(spectrogram: Tensor) -> Tensor:
@@ -158,10 +154,6 @@ class PointProjection(nn.Module):
 
     mean: Tensor
     std: Tensor
-
-    @staticmethod
-    def from_official(state_dict: Mapping[str, Tensor], into: PointProjection) -> PointProjection:
-        return load_official(into, state_dict)
 
     def forward(self, original: Tensor, turned: Tensor) -> Tensor:
         """original, turned: [N, P, 3], the cloud and a view of it -> normalised images [N, 3, img_size, img_size]."""

@@ -134,12 +134,11 @@ def as_pair(kernel_size: int | Pair) -> Pair:
 DIRECTIONS: tuple[Pair, ...] = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def shifted(x: Tensor, step: int, back: bool = False) -> Tensor:
+def shifted(x: Tensor, step: int) -> Tensor:
     """Four groups of channels rolled by `step` up, down, left and right around the map's edges (our reading of the
     multi-directional cyclic shift)."""
-    sign = -step if back else step
     parts = torch.tensor_split(x, len(DIRECTIONS), 1)
-    return torch.cat([part.roll((sign * dy, sign * dx), (2, 3)) for part, (dy, dx) in zip(parts, DIRECTIONS)], 1)
+    return torch.cat([part.roll((step * dy, step * dx), (2, 3)) for part, (dy, dx) in zip(parts, DIRECTIONS)], 1)
 
 
 class MSAConv2d(nn.Module):

@@ -128,6 +128,33 @@ def classic_imagenet(
     return ClassifierConfig(data, False, 224, 0.875, NetworkConfig(variant), augment, training, watch=50_000, seed=seed)
 
 
+def modern_imagenet(
+    network: NetworkConfig,
+    data: str,
+    seed: int,
+    micro_batch: int,
+    optimizer: OptimizerConfig,
+    augment: AugmentConfig,
+    *,
+    epochs: int,
+    batch: int,
+    clip: float | None = None,
+) -> ClassifierConfig:
+    """ImageNet training as since 2021: one optimizer with a schedule over all epochs, 224 pixels, mixed and erased images."""
+    training = TrainConfig(
+        imagenet_steps(epochs, batch),
+        batch,
+        micro_batch,
+        optimizers={"main": optimizer},
+        clip=clip,
+        seed=seed,
+        workers=8,
+        eval_every=imagenet_steps(5, batch),
+        checkpoint_every=imagenet_steps(1, batch),
+    )
+    return ClassifierConfig(data, False, 224, 0.875, network, augment, training, watch=50_000, seed=seed)
+
+
 def check_variant(variant: str, entries: Mapping[str, Entry]) -> None:
     if variant not in entries:
         raise InputError(f"no variant {variant!r}{nearest(variant, entries)}")

@@ -231,9 +231,10 @@ def videos(count: int, seed: int, split: str) -> dict[str, Tensor]:
         digit = source[int(torch.randint(len(source), (), generator=generator))]["image"][None].float() / 255
         digit = F.interpolate(digit, size=(14, 14), mode="bilinear", antialias=True)[0]
         angle = 2 * math.pi * kind / 8
+        begin = 5 + 5.2 * (torch.rand(2, generator=generator) - 0.5)  # a place by itself says nothing about the direction
         for frame in range(9):
-            along = (frame - 4) * 1.1
-            top, left = round(5 - along * math.sin(angle)), round(5 + along * math.cos(angle))
+            along = (frame - 4) * 0.6
+            top, left = round(float(begin[0]) - along * math.sin(angle)), round(float(begin[1]) + along * math.cos(angle))
             top, left = min(max(top, 0), 10), min(max(left, 0), 10)
             clips[row, :, frame, top : top + 14, left : left + 14] = digit
     clips += 0.15 * torch.randn(clips.shape, generator=generator)
@@ -339,7 +340,7 @@ def train_sound(config: UniversalConfig, run: Run) -> dict[str, Any]:
 def train_video(config: UniversalConfig, run: Run) -> dict[str, Any]:
     train, test = videos(2000, 2 * config.seed, "train"), videos(500, 2 * config.seed + 1, "test")
     found = _classified(config, run, "video", lambda: _network(3, 8), train, test)
-    return found | {"data": "real digits drifting in eight directions, nine frames as one picture"}
+    return found | {"data": "real digits drifting from any place in eight directions, nine frames as one picture"}
 
 
 def train_points(config: UniversalConfig, run: Run) -> dict[str, Any]:

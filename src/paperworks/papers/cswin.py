@@ -13,7 +13,7 @@ from paperworks.backbones.cswin import ENTRIES, CrossShapedAttention, CSWin, CSW
 from paperworks.layers.windows import cut_windows
 from paperworks.paper import Bench, Measured, Recipe, at_least, at_most, equals
 from paperworks.papers import _cswin_claims as measure
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
+from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
 from paperworks.training import OptimizerConfig, ParameterRule, ScheduleConfig, TrainConfig
 
@@ -50,7 +50,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("cswin_tiny", {**SMALL, "patch_size": 2 if size <= 64 else 4})
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     schedule = ScheduleConfig("cosine", warmup=0.1)
     optimizer = OptimizerConfig("adamw", lr=2e-3, weight_decay=0.05, schedule=schedule)
     return Recipe(small_images(network, data, size, steps, seed, optimizer=optimizer), stages("CSWin Transformer"))

@@ -21,7 +21,7 @@ from paperworks.backbones.registry import create
 from paperworks.backbones.resnet import ResNet, ibn_from_plain
 from paperworks.layers.instance_batch_norm import InstanceBatchNorm, InstanceNorm
 from paperworks.paper import Bench, Measured, Recipe, at_least, at_most, equals
-from paperworks.papers._classification import NetworkConfig
+from paperworks.papers._classification import DIGITS, NetworkConfig
 from paperworks.papers._recognition import check_variant, classic_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, Shift, all_trained, giga_macs, lead, millions
 
@@ -71,7 +71,7 @@ def laptop(
     """
     stem = {} if size <= 64 else {"stem_stride": 2, "stem_pool": "max"}
     network = NetworkConfig(f"resnet18_ibn_{kind}", {**SMALL, **stem})
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("IBN-Net"))
 
 

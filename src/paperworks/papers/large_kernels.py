@@ -24,12 +24,12 @@ from paperworks.backbones.unireplknet import UniRepLKNet, UniRepLKNetBlock
 from paperworks.layers.large_kernel import ReparamDepthwise
 from paperworks.paper import Bench, Measured, Recipe, Stage, at_least
 from paperworks.papers import _receptive_report as receptive_stages
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
+from paperworks.papers._classification import DIGITS, AugmentConfig, NetworkConfig
 from paperworks.papers._large_kernel_claims import RIVALS, TWIN, field_claim, latency_claim, shape_claim
-from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
+from paperworks.papers._recognition import check_variant, modern_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
 from paperworks.papers.unireplknet import same_architecture
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
+from paperworks.training import OptimizerConfig, ScheduleConfig
 
 MILLIONS = {"replknet_31b": 79.864, "replknet_31l": 172.671, "replknet_xl": 335.436}
 """in the form of training; merged, 31B has the 79.5 M that its authors print"""
@@ -62,7 +62,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("replknet_31b", {**SMALL, "stem_stride": 2 if size <= 48 else 4})
-    steps = steps or (600 if data in ("default", "mnist5k", "digits") else 2000)
+    steps = steps or (600 if data in DIGITS else 2000)
     return Recipe(small_images(network, data, size, steps, seed), stages("RepLKNet"))
 
 
@@ -99,19 +99,9 @@ def published(variant: str = "replknet_31b", data: str = "imagenet", seed: int =
     """
     check_variant(variant, ENTRIES)
     optimizer = OptimizerConfig("adamw", lr=4e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=10 / 300))
-    training = TrainConfig(
-        imagenet_steps(300, 2048),
-        2048,
-        micro_batch,
-        optimizers={"main": optimizer},
-        seed=seed,
-        workers=8,
-        eval_every=imagenet_steps(5, 2048),
-        checkpoint_every=imagenet_steps(1, 2048),
-    )
     augment = AugmentConfig("imagenet", magnitude=9.0, erase=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1)
     network = NetworkConfig(variant, {"drop_path_rate": 0.5})
-    config = ClassifierConfig(data, False, 224, 0.875, network, augment, training, watch=50_000, seed=seed)
+    config = modern_imagenet(network, data, seed, micro_batch, optimizer, augment, epochs=300, batch=2048)
     return Recipe(config, stages("RepLKNet"))
 
 

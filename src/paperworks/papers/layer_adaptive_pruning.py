@@ -31,7 +31,7 @@ from paperworks.errors import InputError, nearest
 from paperworks.objectives.classify import Normalise
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Stage, Variant, at_least, at_most, equals
 from paperworks.papers import card
-from paperworks.papers._classification import ClassifierConfig, Trained
+from paperworks.papers._classification import DIGITS, ClassifierConfig, Trained
 from paperworks.papers._pruning_claims import (
     additivity_at_moderate,
     additivity_by_sparsity,
@@ -92,7 +92,7 @@ def laptop(data: str = "default", network: str = "resnet20_cifar", steps: int | 
         steps: training steps of the dense network; 400 for the digits, 1500 for other data
         seed: of initialisation, order and augmentation
     """
-    small = data in ("default", "mnist5k", "digits")
+    small = data in DIGITS
     steps = steps or (400 if small else 1500)
     cosine, flat = ScheduleConfig("cosine", warmup=0.1), ScheduleConfig("constant", warmup=0.1)
     tune = _adamw(steps // 4, 128, 1e-3, flat, seed=seed)

@@ -21,7 +21,7 @@ from paperworks.objectives.image_gan import ImageGAN
 from paperworks.paper import Bench, Measured, Recipe, Run, Variant, at_least, equals
 from paperworks.papers import _maxvit_claims as measure
 from paperworks.papers import _maxvit_gan as gan
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
+from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
 from paperworks.papers._generation import default_channels
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
 from paperworks.training import OptimizerConfig, ParameterRule, ScheduleConfig, TrainConfig
@@ -60,7 +60,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("maxvit_tiny", {**SMALL, "stem_stride": 1 if size <= 48 else 2})
-    steps = steps or (700 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (700 if data in DIGITS else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("MaxViT"))
 
 

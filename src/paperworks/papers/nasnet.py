@@ -19,7 +19,7 @@ from paperworks.backbones.nasnet import ENTRIES, NASNet
 from paperworks.backbones.registry import create
 from paperworks.layers.drop_path import ScheduledDropPath
 from paperworks.paper import Bench, Measured, Recipe, Stage, equals
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
+from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._nasnet_report import report_stage
 from paperworks.papers._nasnet_search import LAST, SearchConfig, TestBed, longer_stage, read_cell, search_stage, searched, short
 from paperworks.papers._recognition import recognition_paper, small_images, stages
@@ -52,7 +52,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
     if cell:
         arguments["genotype"] = read_cell(cell)
     network = NetworkConfig("nasnet_a_cifar_6_768", arguments)
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("NASNet"))
 
 

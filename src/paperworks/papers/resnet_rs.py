@@ -26,7 +26,7 @@ from paperworks.backbones.resnet import RS, ResNet
 from paperworks.backbones.video import VideoResNet
 from paperworks.paper import Bench, Measured, Recipe, at_least, at_most
 from paperworks.papers import _pseudo_labels as pseudo_labels
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
+from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, inference
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -71,7 +71,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
     """
     stem = {} if size <= 64 else {"stem_stride": 2, "stem_pool": "conv"}
     network = NetworkConfig("resnetrs50", {**SMALL, **stem})
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("ResNet-RS"))
 
 

@@ -17,7 +17,7 @@ from paperworks.backbones.cifar import CifarResNet, CifarVGG
 from paperworks.backbones.registry import create
 from paperworks.backbones.simplenet import ENTRIES, POOL, SimpleNet
 from paperworks.paper import Bench, Measured, Recipe, at_least, equals
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
+from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._recognition import recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -51,7 +51,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("simplenet_cifar_310k", {"drop_rates": 0.05, "mode": 0 if size <= 48 else 2})
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("SimpleNet"))
 
 

@@ -20,7 +20,7 @@ from paperworks.backbones.registry import create
 from paperworks.backbones.t2t_vit import ENTRIES, DenseT2TViT, T2TViT
 from paperworks.backbones.tokens_to_token import SPLITS, HardSplit, TokensToToken, TokensType, soft_split, split_size
 from paperworks.paper import Bench, Measured, Recipe, at_most, equals
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
+from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, Build, all_trained, giga_macs, lead, millions
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -69,7 +69,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("t2t_vit_14", {**SMALL, "img_size": size, "splits": _splits(size)})
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     optimizer = OptimizerConfig("adamw", lr=2e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=0.08))
     # a transformer this small needs all of its few steps for whole images
     config = small_images(network, data, size, steps, seed, optimizer=optimizer, mixup=0.0, cutmix=0.0)

@@ -24,10 +24,10 @@ from paperworks.analysis.timing import seconds
 from paperworks.backbones.tic import ENTRIES, TiC, TiCBlock
 from paperworks.layers.msa_conv import MSAConv2d, MSAConvLayer, Pair, window_mix, window_scores
 from paperworks.paper import Bench, Measured, Recipe, at_least, at_most, equals
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
-from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
+from paperworks.papers._classification import DIGITS, AugmentConfig, NetworkConfig
+from paperworks.papers._recognition import check_variant, modern_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, lead
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
+from paperworks.training import OptimizerConfig, ScheduleConfig
 
 MILLIONS: dict[str, float] = {}
 """the paper's sizes could not be verified, so none is claimed; `paperworks show tic` prints ours"""
@@ -55,7 +55,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("tic_tiny", {**SMALL, "patch_size": 4 if size <= 64 else 8})
-    steps = steps or (1800 if data in ("default", "mnist5k", "digits") else 3000)
+    steps = steps or (1800 if data in DIGITS else 3000)
     return Recipe(small_images(network, data, size, steps, seed), stages("TiC"))
 
 
@@ -71,20 +71,9 @@ def published(variant: str = "tic_tiny", data: str = "imagenet", seed: int = 0, 
     """
     check_variant(variant, ENTRIES)
     optimizer = OptimizerConfig("adamw", lr=1e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=20 / 300))
-    training = TrainConfig(
-        imagenet_steps(300, 1024),
-        1024,
-        micro_batch,
-        optimizers={"main": optimizer},
-        seed=seed,
-        workers=8,
-        clip=5.0,
-        eval_every=imagenet_steps(5, 1024),
-        checkpoint_every=imagenet_steps(1, 1024),
-    )
     augment = AugmentConfig("imagenet", magnitude=9.0, erase=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1)
     network = NetworkConfig(variant, {"drop_path_rate": 0.2})
-    config = ClassifierConfig(data, False, 224, 0.875, network, augment, training, watch=50_000, seed=seed)
+    config = modern_imagenet(network, data, seed, micro_batch, optimizer, augment, epochs=300, batch=1024, clip=5.0)
     return Recipe(config, stages("TiC"))
 
 

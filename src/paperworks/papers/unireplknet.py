@@ -21,11 +21,11 @@ from paperworks.backbones.unireplknet import ENTRIES, UniRepLKNet, UniRepLKNetBl
 from paperworks.layers.large_kernel import ReparamDepthwise
 from paperworks.paper import Bench, Measured, Recipe, Stage, at_least, at_most, equals
 from paperworks.papers import _universal as universal_stages
-from paperworks.papers._classification import AugmentConfig, ClassifierConfig, NetworkConfig
+from paperworks.papers._classification import DIGITS, AugmentConfig, NetworkConfig
 from paperworks.papers._large_kernel_claims import RIVALS, field_claim, latency_claim, twin
-from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
+from paperworks.papers._recognition import check_variant, modern_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
-from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
+from paperworks.training import OptimizerConfig, ScheduleConfig
 
 MILLIONS = {
     "unireplknet_a": 4.649,
@@ -68,7 +68,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("unireplknet_a", {**SMALL, "stem_stride": 2 if size <= 48 else 4})
-    steps = steps or (500 if data in ("default", "mnist5k", "digits") else 2000)
+    steps = steps or (500 if data in DIGITS else 2000)
     return Recipe(small_images(network, data, size, steps, seed), stages("UniRepLKNet"))
 
 
@@ -101,20 +101,9 @@ def published(variant: str = "unireplknet_t", data: str = "imagenet", seed: int 
     drop_path = {"p": 0.1, "n": 0.1, "t": 0.2, "s": 0.4}.get(size, 0.0)
     schedule = ScheduleConfig("cosine", warmup=20 / 300, end=1e-6 / 4e-3)
     optimizer = OptimizerConfig("adamw", lr=4e-3, weight_decay=0.05, schedule=schedule)
-    steps = imagenet_steps(300, 4096)
-    training = TrainConfig(
-        steps,
-        4096,
-        micro_batch,
-        optimizers={"main": optimizer},
-        seed=seed,
-        workers=8,
-        eval_every=imagenet_steps(5, 4096),
-        checkpoint_every=imagenet_steps(1, 4096),
-    )
     augment = AugmentConfig("imagenet", magnitude=9.0, erase=0.25, mixup=mixup, cutmix=cutmix, smoothing=0.1)
     network = NetworkConfig(variant, {"drop_path_rate": drop_path})
-    config = ClassifierConfig(data, False, 224, 0.875, network, augment, training, watch=50_000, seed=seed)
+    config = modern_imagenet(network, data, seed, micro_batch, optimizer, augment, epochs=300, batch=4096)
     return Recipe(config, stages("UniRepLKNet"))
 
 

@@ -22,7 +22,7 @@ from paperworks.backbones.densenet import SIZES, DenseNet
 from paperworks.backbones.registry import create
 from paperworks.backbones.vovnet import ENTRIES, OneShotAggregation, VoVNet
 from paperworks.paper import Bench, Measured, Recipe, at_least, equals
-from paperworks.papers._classification import NetworkConfig
+from paperworks.papers._classification import DIGITS, NetworkConfig
 from paperworks.papers._recognition import check_variant, classic_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import compared, inference, timing_table, timing_words
 
@@ -60,7 +60,7 @@ def laptop(data: str = "default", size: int = 32, steps: int | None = None, seed
         seed: of initial weights, order and augmentation
     """
     network = NetworkConfig("vovnet39", {**SMALL, "stem_stride": 1 if size <= 48 else 4})
-    steps = steps or (900 if data in ("default", "mnist5k", "digits") else 2500)
+    steps = steps or (900 if data in DIGITS else 2500)
     return Recipe(small_images(network, data, size, steps, seed), stages("VoVNet"))
 
 

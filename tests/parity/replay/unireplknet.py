@@ -91,7 +91,7 @@ def _points(case: Case) -> dict[str, Tensor]:
         given["local_size"], given["trans_dim"], given["graph_dim"], given["imgblock_dim"], given["img_size"], given["obj_size"]
     )
     own = {name.removeprefix("enc."): value for name, value in case.weights.items() if name.startswith("enc.")}
-    project = PointProjection.from_official(own, project).eval()
+    project = load_official(project, own).eval()
     turns = rotations(given["num_views"])
     points = case.inputs["points"]
     turned = viewed(points, turns)
