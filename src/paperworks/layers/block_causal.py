@@ -70,11 +70,9 @@ def block_diagonal_attention(query: Tensor, key: Tensor, value: Tensor, sizes: S
     """
     if query.shape[2] <= SHORT and query.device.type == "cpu":
         return _plain_attention(query, key, value, _short_diagonal_mask(tuple(sizes)), scale)
-    slices = [slice(begin, end) for begin, end in block_ends(sizes)]
-    parts = [
-        F.scaled_dot_product_attention(query[:, :, part], key[:, :, part], value[:, :, part], scale=scale) for part in slices
-    ]
-    return torch.cat(parts, dim=2)
+    # split, not slices: going backward, a slice fills a tensor of the whole length with zeros, a split concatenates once
+    blocks = zip(*(whole.split(list(sizes), dim=2) for whole in (query, key, value)))
+    return torch.cat([F.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in blocks], dim=2)
 
 
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

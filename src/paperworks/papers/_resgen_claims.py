@@ -18,7 +18,7 @@ from paperworks.generators.residual_masked_sampling import sample, vectors_of
 from paperworks.objectives.residual_masking import ResidualMasking, levels_last
 from paperworks.paper import Bench, Measured, Recipe, Run, write_json
 from paperworks.papers._code_bench import usage_and_error
-from paperworks.papers._generation import framed, labels_of, open_split
+from paperworks.papers._generation import TensorSet, framed, labels_of, open_split
 from paperworks.papers._token_recipe import Kit, tokenize, training_tokens
 from paperworks.tokenizers.quantizers import ResidualQuantizer
 from paperworks.training import fit
@@ -89,12 +89,7 @@ def mixture_gap(bench: Bench, kit: Kit, config: Any) -> Measured:
     config = replace(
         config, copies=2, tokenizer_training=replace(config.tokenizer_training, steps=400), sampling=config.sampling
     )
-    run = Run.open(
-        bench.folder / "model", slug="resgen", recipe="check", arguments={}, config=config, command="paperworks check resgen"
-    )
-    run.execute(Recipe(config, kit.stages[:1]), say=bench.say)
-    tokenizer = kit.tokenizer_of(run)
-    data = training_tokens(kit, config, run, tokenizer)
+    tokenizer, data = trained_tokenizer(bench, kit, config, "model")
     test = open_split(config.data, "test", channels=config.channels)
     held_out = tokenize(tokenizer, framed(test, config.image_size), labels_of(test)).columns
     gaps, table = [], {}
@@ -106,6 +101,15 @@ def mixture_gap(bench: Bench, kit: Kit, config: Any) -> Measured:
     words = f"64 components {mean(r[64] for r in table.values()):.2f} nats, one {mean(r[1] for r in table.values()):.2f}"
     scale = "digits as 16 positions x 4 levels of 64 codes; 4 layers x 128, 300 steps on each side"
     return Measured(mean(gaps), scale, words, gaps, list(bench.seeds), table)
+
+
+def trained_tokenizer(bench: Bench, kit: Kit, config: Any, name: str) -> tuple[Any, TensorSet]:
+    """The configuration's tokenizer and the training images' tokens, kept in the bench's folder `name`."""
+    folder, command = bench.folder / name, "paperworks check resgen"
+    run = Run.open(folder, slug="resgen", recipe="check", arguments={}, config=config, command=command)
+    run.execute(Recipe(config, kit.stages[:1]), say=bench.say)
+    tokenizer = kit.tokenizer_of(run)
+    return tokenizer, training_tokens(kit, config, run, tokenizer)
 
 
 def _held_out(bench: Bench, config: Any, mixtures: int, seed: int, data: Any, held_out: Any, tokenizer: Any) -> float:

@@ -87,7 +87,7 @@ class ProjectedQuantizer(CodeBook):
         if self.training or self.channels > TREE_CHANNELS or vectors.device.type != "cpu":
             found = nearest_code(vectors, self.codes())
         else:
-            found = torch.from_numpy(self._search_tree().query(vectors.numpy())[1])
+            found = torch.from_numpy(self._search_tree().query(vectors.numpy(), workers=torch.get_num_threads())[1])
         return found.view(features.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
