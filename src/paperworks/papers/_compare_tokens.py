@@ -30,7 +30,7 @@ from paperworks.objectives.token_prediction import TokenPrediction, negative_log
 from paperworks.paper import Paper, Recipe, Run, Stage, first_process
 from paperworks.papers import detailflow, titok, vit_vqgan, vqgan_lc
 from paperworks.papers._generation import (
-    DIGITS,
+    MNIST,
     TensorSet,
     adamw,
     default_channels,
@@ -360,7 +360,7 @@ def _page(
     rebuilt: dict[str, Tensor],
     pictures: dict[str, dict[str, Tensor]],
 ) -> None:
-    where = "handwritten digits" if config.data in DIGITS else "your images"
+    where = "handwritten digits" if config.data in MNIST else "your images"
     page = Report(
         f"{len(kept)} tokenizers x {len(next(iter(pictures.values())))} generators on {where}",
         f"{config.tokenizer_share * config.budget:g} seconds of training for each tokenizer, "

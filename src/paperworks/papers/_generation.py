@@ -20,7 +20,7 @@ from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 M = TypeVar("M", bound=nn.Module)
 
-DIGITS = ("default", "mnist5k")
+MNIST = ("default", "mnist5k")
 """embedded data for which there is a classifier that knows the classes"""
 
 Perceptual = Literal["pyramid", "lite0", "lpips", "none"]
@@ -32,7 +32,7 @@ Perceptual = Literal["pyramid", "lite0", "lpips", "none"]
 
 def default_channels(data: str) -> int:
     """1 for the embedded digits, 3 for everything else."""
-    return 1 if data in (*DIGITS, "digits") else 3
+    return 1 if data in (*MNIST, "digits") else 3
 
 
 def open_split(data: str, split: Literal["train", "test"], *, channels: int, strict: bool = False) -> ImageSource:

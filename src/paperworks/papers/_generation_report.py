@@ -16,7 +16,7 @@ from paperworks.analysis.metrics import frechet_distance, precision_recall, psnr
 from paperworks.data import ImageSource, open_images
 from paperworks.errors import InputError, nearest
 from paperworks.layers.vector_quantization import CodeUsage
-from paperworks.papers._generation import DIGITS, framed
+from paperworks.papers._generation import MNIST, framed
 from paperworks.reporting import Report
 
 
@@ -33,7 +33,7 @@ class Judge:
     @classmethod
     def of(cls, data: str, folder: Path) -> Judge:
         """For the embedded digits a classifier trained in `folder` in half a minute, else the embedded ImageNet classifier."""
-        if data in DIGITS:
+        if data in MNIST:
             return cls(digit_classifier(folder), "a digit classifier trained here", 1000, True)
         return cls(lite0(), "EfficientNet-Lite0 (ImageNet)", 200, False)
 

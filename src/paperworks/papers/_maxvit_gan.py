@@ -18,7 +18,7 @@ from paperworks.objectives.adversarial import Adversarial
 from paperworks.objectives.image_gan import ImageGAN
 from paperworks.paper import Run, Stage, first_process
 from paperworks.papers._generation import (
-    DIGITS,
+    MNIST,
     framed,
     labels_of,
     load_part,
@@ -172,7 +172,7 @@ def report(config: GenerateConfig, run: Run) -> Mapping[str, Any]:
     generator = load_part(MaxViTGenerator, run.folder / "train")
     numbers, result = evaluate(config, run, generator), run.result("train")
     page = Report(
-        "MaxViT makes handwritten digits" if config.data in DIGITS else "MaxViT makes images like yours",
+        "MaxViT makes handwritten digits" if config.data in MNIST else "MaxViT makes images like yours",
         f"{result['images']} training images, a {result['parameters'] / 1e6:.2f} M generator trained in "
         f"{result['seconds'] / 60:.1f} minutes. The generator is built to our specification: the paper released none.",
     )

@@ -22,7 +22,7 @@ from paperworks.objectives.token_prediction import TokenPrediction
 from paperworks.objectives.tokenizer_training import TokenizerTraining
 from paperworks.paper import Paper, Run, Stage, first_process
 from paperworks.papers._generation import (
-    DIGITS,
+    MNIST,
     Perceptual,
     TensorSet,
     adamw,
@@ -289,7 +289,7 @@ def write_report(kit: Kit, config: Any, run: Run) -> Mapping[str, Any]:
     seconds = sum(run.seconds.values())
     millions = run.result(kit.generator_stage)["parameters"] / 1e6
     page = Report(
-        f"{kit.title} on handwritten digits" if config.data in DIGITS else f"{kit.title} on your images",
+        f"{kit.title} on handwritten digits" if config.data in MNIST else f"{kit.title} on your images",
         f"{run.result('tokenizer')['images']} training images, a {millions:.1f} M generator, {seconds / 60:.1f} minutes",
     )
     page.figures(headline(numbers))

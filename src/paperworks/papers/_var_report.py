@@ -15,7 +15,7 @@ from paperworks.generators.next_scale import NextScaleTransformer
 from paperworks.generators.next_scale_sampling import inpaint, sample
 from paperworks.objectives.token_prediction import negative_log_likelihood
 from paperworks.paper import Run, first_process
-from paperworks.papers._generation import DIGITS, framed, labels_of, open_split, open_test
+from paperworks.papers._generation import MNIST, framed, labels_of, open_split, open_test
 from paperworks.papers._generation_report import (
     Judge,
     headline,
@@ -87,7 +87,7 @@ def write_report(config: VARConfig, run: Run) -> Mapping[str, Any]:
     numbers = evaluate(config, run, test)
     tokenizer, model = load_tokenizer(run), load_transformer(run)
     names = run.result("tokenizer")["classes"]
-    page = Report("VAR on your images" if config.data not in DIGITS else "VAR on handwritten digits", _subtitle(run, model))
+    page = Report("VAR on your images" if config.data not in MNIST else "VAR on handwritten digits", _subtitle(run, model))
     page.figures(headline(numbers))
 
     columns = min(model.num_classes, 10)

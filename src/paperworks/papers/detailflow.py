@@ -76,7 +76,7 @@ class DetailConfig(TokenConfig):
     """share of the tokenizer's training after which features are quantised"""
     global_weight: float = 0.0
     """of turning the first token towards a frozen network's features of the image"""
-    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(750, 64, 1e-3))
+    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(670, 64, 1e-3))
 
 
 def build_tokenizer(config: DetailConfig) -> DetailFlow:
