@@ -30,7 +30,7 @@ from paperworks.papers import _xar_claims as measure
 from paperworks.papers import _xar_training_claims as trained_claims
 from paperworks.papers import card
 from paperworks.papers._generation import (
-    DIGITS,
+    MNIST,
     TensorSet,
     adamw,
     class_names,
@@ -243,7 +243,7 @@ def write_report(config: XARConfig, run: Run) -> Mapping[str, Any]:
     millions = run.result("generator")["parameters"] / 1e6
     names, minutes = run.result("autoencoder")["classes"], sum(run.seconds.values()) / 60
     page = Report(
-        "xAR on handwritten digits" if config.data in DIGITS else "xAR on your images",
+        "xAR on handwritten digits" if config.data in MNIST else "xAR on your images",
         f"{run.result('autoencoder')['images']} training images, a {millions:.1f} M network, {minutes:.1f} minutes",
     )
     page.figures(headline(numbers))
