@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from paperworks.training import Batch, Context, DivergedError, Losses, OptimizerConfig, fit, read_metrics
 from tests.training.tiny import SGD, Classify, Pictures, config, equal
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta", "rmsprop")
 
 
 class BadGradient(torch.autograd.Function):

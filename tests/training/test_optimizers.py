@@ -132,7 +132,7 @@ def test_fused_update_is_torchs_plain_update(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(value, bare.state_dict()[key], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta", "rmsprop"])
 def test_every_optimiser_learns(tmp_path: Path, name: str) -> None:
     from paperworks.training import read_metrics
 

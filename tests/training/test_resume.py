@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[], Objective], TrainConfig]] = {
     "norm and dropout": (lambda: Classify(norm=True, dropout=0.3), config(14, batch_size=9, ema=0.9, checkpoint_every=5)),
 } | {
     name: (Classify, config(14, batch_size=9, optimizers={"main": OptimizerConfig(name, lr=1e-2)}, checkpoint_every=5))  # type: ignore[arg-type]
-    for name in ("sgd", "adam", "lamb", "lars", "adafactor", "adamp", "adadelta")
+    for name in ("sgd", "adam", "lamb", "lars", "adafactor", "adamp", "adadelta", "rmsprop")
 }
 
 

@@ -4,6 +4,7 @@ paperworks run nasnet                                digits, minutes on two core
 paperworks run nasnet --recipe search                a controller looks for cells on digits, random search beside it
 paperworks run nasnet --cell runs/nasnet-search      a network from the cell that a search found
 paperworks run nasnet --recipe released --weights nasnetalarge.pth
+paperworks run nasnet --recipe imagenet --size mobile --data imagenet
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import timm
 
@@ -22,7 +23,7 @@ from paperworks.paper import Bench, Measured, Recipe, Stage, equals
 from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._nasnet_report import report_stage
 from paperworks.papers._nasnet_search import LAST, SearchConfig, TestBed, longer_stage, read_cell, search_stage, searched, short
-from paperworks.papers._recognition import recognition_paper, small_images, stages
+from paperworks.papers._recognition import imagenet_steps, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
 from paperworks.search.cell_space import CellSpace
 from paperworks.search.ppo import PPOSearch
@@ -92,6 +93,53 @@ def published(data: str = "cifar10", seed: int = 0) -> Recipe:
         augment=AugmentConfig("shift", mixup=0.0, cutmix=0.0, smoothing=0.0),
         training=training,
         seed=seed,
+    )
+    return Recipe(config, stages("NASNet"))
+
+
+@paper.recipe("imagenet")
+def imagenet(
+    data: str = "imagenet",
+    size: Literal["large", "mobile"] = "large",
+    epochs: int = 250,
+    batch: int = 1600,
+    micro_batch: int = 16,
+    seed: int = 0,
+) -> Recipe:
+    """The published ImageNet training: RMSProp over 100 (large) or 50 (mobile) machines, the rate times 0.97 every 2.4 epochs.
+    How many epochs is not published.
+
+    Args:
+        data: ImageNet as a folder of class folders, shards or parquet
+        size: large (6@4032, 331 pixels) or mobile (4@1056, 224 pixels)
+        epochs: passes over the images
+        batch: images per step over all processes; the rate is 0.015 (large) for every 16 of them, 0.04 (mobile) for every 32
+        micro_batch: images of a forward pass
+        seed: of initial weights, data order and augmentation
+    """
+    large = size == "large"
+    pixels, rate, decay = (331, 0.015 * batch / 16, 5e-5) if large else (224, 0.04 * batch / 32, 4e-5)
+    drops = tuple(2.4 * k / epochs for k in range(1, int(epochs / 2.4)))
+    optimizer = OptimizerConfig(
+        "rmsprop", rate, (0.9, 0.0), 1.0, weight_decay=decay, schedule=ScheduleConfig("step", milestones=drops, gamma=0.97)
+    )
+    training = TrainConfig(
+        imagenet_steps(epochs, batch),
+        batch,
+        micro_batch,
+        optimizers={"main": optimizer},
+        clip=10.0,
+        ema=0.9999,
+        seed=seed,
+        workers=8,
+        eval_every=imagenet_steps(5, batch),
+        checkpoint_every=imagenet_steps(1, batch),
+    )
+    arguments = {"drop_rate": 0.5, "drop_path_rate": 0.3 if large else 0.0, "auxiliary_map": (pixels + 15) // 16}
+    name = "nasnetalarge" if large else "nasnetamobile"
+    augment = AugmentConfig("crop", mixup=0.0, cutmix=0.0, smoothing=0.1)
+    config = ClassifierConfig(
+        data, False, pixels, 0.875, NetworkConfig(name, arguments), augment, training, watch=50_000, seed=seed
     )
     return Recipe(config, stages("NASNet"))
 

@@ -35,10 +35,10 @@ class ParameterRule:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "lamb", "lars", "adafactor", "adamp", "adadelta", "rmsprop"] = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    """the first is also AdaDelta's rho"""
+    """the first is also AdaDelta's rho and RMSProp's decay"""
     eps: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = False

@@ -101,7 +101,8 @@ def layer_scales(objective: Objective, named: Named, decay: float) -> dict[str, 
 
 
 def build(objective: Objective, named: Named, config: OptimizerConfig, *, sharded: bool = False) -> Optimizer:
-    """The optimiser for `named`. torch's own are fused; LAMB, LARS, Adafactor and AdamP come from timm."""
+    """The optimiser for `named`. torch's own are fused; LAMB, LARS, Adafactor, AdamP and TensorFlow's RMSProp come from
+    timm."""
     groups = parameter_groups(objective, named, config)
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     speed: dict[str, Any] = {"foreach": True} if sharded else {"fused": True}
@@ -135,6 +136,8 @@ def build(objective: Objective, named: Named, config: OptimizerConfig, *, sharde
             return optim.AdafactorBigVision(groups, **common, momentum=config.momentum or None)
         case "adamp":
             return optim.AdamP(groups, **common, betas=config.betas, eps=config.eps, nesterov=config.nesterov)
+        case "rmsprop":  # TensorFlow's: epsilon inside the root, the rate inside the momentum
+            return optim.RMSpropTF(groups, **common, alpha=config.betas[0], eps=config.eps, momentum=config.momentum)
         case unknown:
             raise InputError(f"optimizers: there is no optimiser {unknown!r}")
 
