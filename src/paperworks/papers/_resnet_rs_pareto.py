@@ -97,7 +97,8 @@ def timing(config: ParetoConfig, run: Run) -> Mapping[str, Any]:
     """Both families take turns, so that whatever slows the machine slows both."""
     lower = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast())
     dtype = torch.bfloat16 if lower else torch.float32
-    works, found = {}, {}
+    works: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for each in candidates(config.largest):
         model = each.build().eval()
         macs = count_macs(model, torch.zeros(1, 3, each.pixels, each.pixels))
