@@ -75,5 +75,9 @@ def test_correction_pairs_take_the_place_of_clean_tokens():
     logits = model(batch["label"], batch["erring"]).flatten(0, 1)
     wanted = torch.nn.functional.cross_entropy(logits, batch["repaired"].flatten())
     assert torch.allclose(losses.total / losses.count, wanted, rtol=1e-4)
+    with pytest.raises(InputError, match="another tokenizer's"):
+        model(batch["label"], tokens + 11)
+    with pytest.raises(InputError, match="the network knows 8"):
+        model(batch["label"], tokens.repeat(1, 2))
     with pytest.raises(InputError, match="groups of 3"):
         GroupParallelTransformer(3, 8, 11, 16, 1, 2, group=3)

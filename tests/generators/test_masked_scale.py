@@ -141,6 +141,50 @@ def test_the_second_stage_trains_the_mask_branch_alone():
     assert moved and all(name.startswith(("mask_blocks", "mask_head", "mask_embed")) for name in moved)
 
 
+def test_loss_of_hidden_tokens_is_their_plain_mean():
+    net, code = model(), tokenizer()
+    tokens, labels = torch.cat(code.encode(torch.rand(2, 1, 8, 8)), 1), torch.tensor([0, 2])
+    objective = MaskedScaleTraining(net, code.quantize)
+    masked = torch.zeros(20, dtype=torch.bool)
+    masked[[1, 7]] = True
+    loss, accuracy, count = objective.masked_loss(labels, tokens, masked)
+    maps = objective.maps(tokens)
+    own = torch.cat([code.quantize.own_inputs(scale, found) for scale, found in enumerate(maps) if scale], 1)
+    logits = net(labels, code.quantize.next_inputs(maps), own, masked)[:, [2, 8]]
+    expected = -logits.log_softmax(-1).gather(-1, tokens[:, [2, 8], None]).mean()
+    assert count == 4 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert accuracy.item() == pytest.approx((logits.argmax(-1) == tokens[:, [2, 8]]).float().mean().item())
+
+
+def test_kept_tokens_stay_and_final_ones_are_not_masked_again():
+    net, code, images = model(), tokenizer(), torch.rand(2, 1, 8, 8)
+    given = code.encode(images)
+    keep = [torch.zeros(1, found.shape[1], dtype=torch.bool) for found in given]
+    keep[1][0, 2] = True
+    keep[2][0, :9] = True
+    states: dict[str, torch.Tensor] = {}
+    made = sample(
+        net,
+        code.quantize,
+        torch.tensor([0, 1]),
+        Draws.seeded(0, 2),
+        schedule=[[1], [1, 3], [10, 4, 2]],
+        given=given,
+        keep=keep,
+        after=lambda name, tokens: states.__setitem__(name, tokens.clone()),
+    )
+    for new, old, stays in zip(made.indices, given, keep):
+        assert torch.equal(new[stays.expand_as(new)], old[stays.expand_as(old)])
+    first, second, third = states["ns_2"], states["mask_2_1"], states["mask_2_2"]
+    for row in range(2):  # only so many of a row's tokens were still open
+        assert int((first[row] != second[row]).sum()) <= 6 and int((second[row] != third[row]).sum()) <= 2
+
+
+def test_a_later_block_drops_more_paths():
+    net = model(drop_path_rate=0.2)
+    assert [getattr(block.drop_path, "rate", 0.0) for block in net.branch("mask")] == pytest.approx([0.0, 0.1, 0.2])
+
+
 def test_separate_checkpoints_are_merged():
     torch.manual_seed(0)
     a, b = ({f"blocks.{i}.w": torch.full((1,), float(i + k)) for i in range(3)} for k in (0, 10))
@@ -161,6 +205,10 @@ def test_separate_checkpoints_are_merged():
         (lambda: model()(torch.tensor([0]), torch.randn(1, 9, 4)), "20 follow the first scale"),
         (lambda: scale_weights(SCALES, "other"), "lognorm, equal and uniform"),
         (lambda: MaskedScaleTransformer.from_official({}), "not a checkpoint of HMAR"),
+        (
+            lambda: MaskedScaleTransformer.from_official({"head.weight": torch.zeros(1), "mask_embed.weight": torch.zeros(1)}),
+            "merge it with its next-scale model",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -75,6 +75,27 @@ def test_training_reaches_every_part_that_is_used(correction):
     assert {"quant_conv.weight", "post_quant_conv.weight", "encoder.latent_tokens", "decoder.mask_token"} <= reached
 
 
+def test_the_first_token_is_turned_towards_a_teacher():
+    class Teacher(torch.nn.Module):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3))
+
+    learner = DetailTraining(
+        small(), prefix_share=0.0, correction=0.0, revive_every=0, teacher=Teacher(), teacher_width=3, global_weight=2.0
+    ).train()
+    assert learner.global_projection is not None
+    (main, *_) = learner.phases()
+    assert main.modules == ("tokenizer", "global_projection")
+    images = torch.rand(4, 3, 16, 16)
+    features = learner._quantized(images, Context(0, 10, 0)).features
+    found = learner._compare(features, images)
+    cosine = torch.nn.functional.cosine_similarity(learner.global_projection(features[:, 0]), images.mean((2, 3)), dim=-1)
+    assert float(found.logs["global"]) == pytest.approx(-float(cosine.mean()), rel=1e-5)
+    learner.global_weight = 0.0
+    plain = learner._compare(features, images)
+    assert float(found.loss - plain.loss) == pytest.approx(-2 * float(cosine.mean()), rel=1e-3)
+
+
 def test_prefix_steps_compare_with_the_shrunken_image():
     learner = DetailTraining(small(), prefix_share=1.0, correction=0.0, revive_every=0).train()
     images = torch.rand(2, 3, 16, 16)
@@ -112,7 +133,8 @@ def test_resolution_grows_with_the_prefix_and_ends_at_the_image(group, groups, p
 def test_errors_are_planted_where_something_can_still_be_repaired(seed, length):
     found = ResolutionMap(32, 16, 4, 4)
     start = found.corrupted(length, torch.Generator().manual_seed(seed))
-    assert start is not None and found.corrupted_end(start) <= max(length, 4)
+    assert start is not None and found.corrupted_end(start) < 16  # of all 16 tokens some are left to repair it
+    assert found.corrupted_end(start) <= (length if length <= 4 else length - 4)
     assert start < 4 or start % 4 == 0
 
 

@@ -101,6 +101,7 @@ class GroupParallelTransformer(nn.Module, Pretrained):
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Teacher forcing: tokens int64 [B, n], at most tokens - group of them are read -> logits [B, positions, V]; position
         i predicts token i."""
+        self.check_tokens(tokens)
         tokens = tokens[:, : self.tokens - self.group]
         x = self.dropout(self.embed(labels, tokens))
         length = x.shape[1]
@@ -108,6 +109,16 @@ class GroupParallelTransformer(nn.Module, Pretrained):
         for block in self.blocks:
             x = block(x, attend, self.rotary[:length])
         return self.head(self.norm(x))
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """InputError unless these are tokens of a tokenizer with as many codes and positions."""
+        if tokens.shape[1] > self.tokens:
+            raise InputError(f"{tokens.shape[1]} tokens an image, the network knows {self.tokens}: give it this tokenizer's")
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.vocab_size):
+            raise InputError(
+                f"token numbers must lie in 0..{self.vocab_size - 1}, these go from {tokens.min()} to {tokens.max()}: they are "
+                "another tokenizer's"
+            )
 
     def embed(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """The sequence [B, n, dim] of a class and the tokens so far."""
@@ -151,6 +162,7 @@ def sample_tokens(
             position = known.shape[1]
             if position > model.first and position % model.group:
                 raise InputError(f"{position} known tokens end inside a group of {model.group}")
+            model.check_tokens(known)
             chosen[:, :position] = known
         while position < model.tokens:
             size = 1 if position < model.first else model.group

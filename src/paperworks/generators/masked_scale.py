@@ -28,8 +28,8 @@ Branch = Literal["ns", "mask"]
 class MaskedScaleTransformer(nn.Module, Pretrained):
     """Predicts a multi-scale tokenizer's maps scale after scale ("ns"), or the masked tokens of scales ("mask").
 
-    refine_layers: how many of the last blocks exist twice. Other arguments as NextScaleTransformer's; label `num_classes` is
-    no class.
+    refine_layers: how many of the last blocks exist twice. drop_path_rate: of the last block, growing from 0. Other arguments
+    as NextScaleTransformer's; label `num_classes` is no class.
     """
 
     levels: Tensor
@@ -47,6 +47,7 @@ class MaskedScaleTransformer(nn.Module, Pretrained):
         refine_layers: int = 8,
         attn_l2_norm: bool = True,
         norm_eps: float = 1e-6,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         if embed_dim % num_heads:
@@ -68,12 +69,14 @@ class MaskedScaleTransformer(nn.Module, Pretrained):
         self.pos_1LC = nn.Parameter(torch.empty(1, self.length, embed_dim))
         self.lvl_embed = nn.Embedding(len(self.patch_nums), embed_dim)
 
-        def blocks(count: int) -> nn.ModuleList:
-            make = (AdaLNBlock(embed_dim, num_heads, mlp_ratio, l2_norm=attn_l2_norm, eps=norm_eps) for _ in range(count))
-            return nn.ModuleList(make)
+        rates = [drop_path_rate * number / max(1, depth - 1) for number in range(depth)]
 
-        self.base_blocks = blocks(depth - refine_layers)
-        self.ns_blocks, self.mask_blocks = blocks(refine_layers), blocks(refine_layers)
+        def blocks(rates: Sequence[float]) -> nn.ModuleList:
+            options: dict[str, Any] = {"l2_norm": attn_l2_norm, "eps": norm_eps}
+            return nn.ModuleList(AdaLNBlock(embed_dim, num_heads, mlp_ratio, drop_path=rate, **options) for rate in rates)
+
+        shared, last = rates[: depth - refine_layers], rates[depth - refine_layers :]
+        self.base_blocks, self.ns_blocks, self.mask_blocks = blocks(shared), blocks(last), blocks(last)
         self.ns_head_nm, self.mask_head_nm = AdaLNHeadNorm(embed_dim, norm_eps), AdaLNHeadNorm(embed_dim, norm_eps)
         self.ns_head, self.mask_head = nn.Linear(embed_dim, vocab_size), nn.Linear(embed_dim, vocab_size)
 
@@ -97,8 +100,17 @@ class MaskedScaleTransformer(nn.Module, Pretrained):
         return [parameter for part in parts for parameter in part.parameters()]
 
     @classmethod
-    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
-        """Released files: the merged model, or one of the two it is merged from, whose blocks then serve both branches."""
+    def from_official(cls, state_dict: Mapping[str, Tensor], *, mask_only: bool = False, **official: Any) -> Self:
+        """Released files: the merged model, or the next-scale model, whose blocks then serve both branches.
+
+        The masked-prediction model cannot draw a scale by itself: merge it first (`merged`), or say mask_only=True to use its
+        mask branch alone.
+        """
+        if "head.weight" in state_dict and "mask_embed.weight" in state_dict and not mask_only:
+            raise InputError(
+                "this is HMAR's masked-prediction model alone, which cannot draw a scale: merge it with its next-scale model "
+                "(generators.masked_scale.merged) and load that"
+            )
         names = ("num_classes", "depth", "embed_dim", "num_heads", "patch_nums", "mlp_ratio", "attn_l2_norm")
         kwargs = {name: official[name] for name in names if name in official}
         refine = official.get("n_layers_train", 8)

@@ -54,16 +54,22 @@ class MaskedScaleTraining(ScaleTraining):
             parameter.requires_grad_(True)
 
     def loss(self, batch: Batch, phase: str, ctx: Context) -> Losses:
-        tokens, maps = batch["tokens"], self.maps(batch["tokens"])
-        own = torch.cat([self.quantizer.own_inputs(scale, found) for scale, found in enumerate(maps) if scale], 1)
-        sizes = [found.shape[1] for found in maps]
+        tokens = batch["tokens"]
+        sizes = [side * side for side in self.quantizer.patch_nums]
         masked = hidden_positions(sizes, ctx.rng("mask")).to(tokens.device)
-        logits = self.model(self.labels(batch, ctx), self.quantizer.next_inputs(maps), own, masked)
-        where = masked.nonzero()[:, 0] + sizes[0]
+        loss, accuracy, count = self.masked_loss(self.labels(batch, ctx), tokens, masked)
+        return Losses.mean(loss, count, accuracy=accuracy)
+
+    def masked_loss(self, labels: Tensor, tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Cross-entropy and accuracy of the tokens hidden by masked, bool [L - first], and how many these are."""
+        maps = self.maps(tokens)
+        own = torch.cat([self.quantizer.own_inputs(scale, found) for scale, found in enumerate(maps) if scale], 1)
+        logits = self.model(labels, self.quantizer.next_inputs(maps), own, masked)
+        where = masked.nonzero()[:, 0] + maps[0].shape[1]
         chosen, wanted = logits[:, where], tokens[:, where]
         loss = F.cross_entropy(chosen.flatten(0, 1).float(), wanted.flatten())
         accuracy = (chosen.detach().argmax(-1) == wanted).float().mean()
-        return Losses.mean(loss, wanted.numel(), accuracy=accuracy)
+        return loss, accuracy, wanted.numel()
 
 
 def hidden_positions(sizes: list[int], generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,10 +21,10 @@ from paperworks.generators.draws import Draws
 from paperworks.generators.masked_scale import MaskedScaleTransformer
 from paperworks.generators.masked_scale_sampling import inpaint, sample
 from paperworks.generators.next_scale import SCALES_256, SCALES_512, SCALES_1024, NextScaleTransformer
+from paperworks.generators.next_scale_sampling import image_keep_mask, keep_masks
 from paperworks.generators.next_scale_sampling import sample as sample_var
 from paperworks.layers.block_causal import block_causal_mask, block_diagonal_attention
 from paperworks.objectives.scale_training import ScaleTraining
-from paperworks.objectives.token_prediction import TokenPrediction
 from paperworks.paper import Bench, Measured, Recipe, Run, write_json
 from paperworks.papers._generation import framed, labels_of, open_split
 from paperworks.papers._hmar_recipe import schedules as three
@@ -46,15 +47,27 @@ def sequence_growth() -> Measured:
     return Measured(min(growth), "any", detail, numbers={"tokens": lengths, "growth": growth})
 
 
+VAR_D30, HMAR_D30 = 2010.02e6, 2556.32e6
+"""parameters"""
+
+
 def memory(depth: int = 30) -> Measured:
     """Two bytes a number, guided (two rows an image). VAR holds keys and values of all layers for all scales; both hold one
-    scale's activations in one layer: the residual stream, fused projections and the hidden layer, (1 + 3 + 4) x width."""
+    scale's activations in one layer: the residual stream, fused projections and the hidden layer, (1 + 3 + 4) x width, or
+    its logits over 4096 codes in four bytes, whichever is more. Weights are VAR's and HMAR's own."""
     width, rows, found = 64 * depth, 2, {}
     for name, sides in {"256": SCALES_256, "512": SCALES_512, "1024": SCALES_1024}.items():
         cache = 2 * depth * width * _tokens(sides) * rows * 2
-        live = 8 * width * sides[-1] ** 2 * rows * 2
-        found[name] = {"cache": cache / 1e6, "live": live / 1e6, "ratio": (cache + live) / live}
-    words = "; ".join(f"{name} px: cache {part['cache']:.0f} MB, live {part['live']:.0f} MB" for name, part in found.items())
+        live = max(8 * width * 2, 4096 * 4) * sides[-1] ** 2 * rows
+        # images in a batch from which the totals, weights included, differ threefold: W + b (cache + live) >= 3 (W' + b live)
+        excess = cache - 2 * live
+        batch = math.ceil((3 * HMAR_D30 - VAR_D30) * 2 / excess) if excess > 0 else math.inf
+        found[name] = {"cache": cache / 1e6, "live": live / 1e6, "ratio": (cache + live) / live, "threefold batch": batch}
+    words = "; ".join(
+        f"{name} px: cache {part['cache']:.0f} MB, live {part['live']:.0f} MB, with the weights three times less from batches "
+        f"of {part['threefold batch']:.0f}"
+        for name, part in found.items()
+    )
     worst = min(part["ratio"] for part in found.values())
     return Measured(worst, f"any; d{depth}, float16, weights not counted", words, numbers=found)
 
@@ -145,10 +158,6 @@ def _run(bench: Bench, kit: Kit, config: Any) -> Run:
     return run
 
 
-class _FullContext(TokenPrediction):
-    """VAR's transformer on the same tokens, inputs and loss weights."""
-
-
 def markov(bench: Bench, kit: Kit, config: Any) -> Measured:
     run = _run(bench, kit, config)
     config, tokenizer = run.config(type(config)), kit.tokenizer_of(run)
@@ -176,8 +185,6 @@ def _held_out(bench: Bench, config: Any, name: str, seed: int, data: Any, held_o
     part = config.tokenizer
     shape = (10, 4, 128, 2, part.patch_nums, part.vocab_size, part.z_channels)
     model: Any = MaskedScaleTransformer(*shape, refine_layers=1) if name == "Markov" else NextScaleTransformer(*shape)
-    if name == "full":
-        model.sizes = [side * side for side in part.patch_nums]
     objective = ScaleTraining(model, quantizer, config.label_dropout, "uniform")
     if name == "Markov":
         for parameter in model.mask_parameters():
@@ -213,6 +220,16 @@ def three_schedules(bench: Bench, kit: Kit, config: Any) -> Measured:
     )
 
 
+def _kept_exactly(model: Any, tokenizer: Any, images: Tensor, hole: Tensor) -> bool:
+    """Whether the tokens that a partial mask keeps come back unchanged while others are drawn and refined."""
+    given, nobody = tokenizer.encode(images), torch.full((len(images),), model.num_classes)
+    masks = keep_masks(image_keep_mask(hole[None], model.patch_nums[-1]), model.patch_nums)
+    keep = [(mask.flatten(1) > 0).expand(len(images), -1) for mask in masks]
+    made = sample(model, tokenizer.quantize, nobody, Draws.seeded(0, len(images)), given=given, keep=keep, guidance=0)
+    same = all(torch.equal(new[stays], old[stays]) for new, old, stays in zip(made.indices, given, keep))
+    return same and any(not torch.equal(new, old) for new, old in zip(made.indices, given))
+
+
 def editing(bench: Bench, kit: Kit, config: Any) -> Measured:
     run = _run(bench, kit, config)
     config, tokenizer, model = run.config(type(config)), kit.tokenizer_of(run), kit.generator_of(run)
@@ -230,11 +247,8 @@ def editing(bench: Bench, kit: Kit, config: Any) -> Measured:
             error, random = (float(((one - images).square() * hole).sum()) for one in (made, others))
             worst = max(worst, error / random)
         ratios.append(worst)
-    given = tokenizer.encode(images[:50])
-    keep = [torch.ones(1, found.shape[1], dtype=torch.bool) for found in given]
-    kept = sample(model, tokenizer.quantize, nobody[:50], Draws.seeded(0, 50), given=given, keep=keep).features
-    exact = torch.equal(kept, tokenizer.quantize.features_of(given)[-1])
-    detail = f"worse of centre and surroundings; with every token kept the features are the image's own: {exact}"
+    exact = all(_kept_exactly(model, tokenizer, images[:50], hole) for hole in (centre, 1 - centre))
+    detail = f"worse of centre and surroundings; tokens outside the hole come back as they were, in every map: {exact}"
     values = ratios if exact else [float("inf")] * len(ratios)
     return Measured(
         median(values), "the digits' network, 300 test images", detail, values, list(bench.seeds), {"kept exact": exact}

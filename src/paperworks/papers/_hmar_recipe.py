@@ -43,6 +43,7 @@ class GeneratorConfig:
     num_heads: int = 3
     refine_layers: int = 2
     weights: Literal["lognorm", "equal", "uniform"] = "lognorm"
+    drop_path_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def build_generator(config: HMARConfig, classes: int) -> MaskedScaleTransformer:
         config.tokenizer.vocab_size,
         config.tokenizer.z_channels,
         refine_layers=part.refine_layers,
+        drop_path_rate=part.drop_path_rate,
     )
 
 

@@ -96,10 +96,11 @@ def imagenet256(data: str = "imagenet", depth: int = 16, seed: int = 0) -> Recip
     """
     batch = 1024 if depth >= 30 else 768
     lr = (1e-4 if depth < 24 else 8e-5) * batch / 256
-    optimizer = OptimizerConfig(
-        lr=lr, betas=(0.9, 0.95), weight_decay=0.05, schedule=ScheduleConfig("flat_linear", warmup=1 / 50, end=0.1)
-    )
+    schedule = ScheduleConfig("flat_linear", warmup=1 / 50, warmup_start=0.005, end=0.1 if depth <= 20 else 0.01)
+    decay_end = 0.08 if depth >= 30 else None
+    optimizer = OptimizerConfig(lr=lr, betas=(0.9, 0.95), weight_decay=0.05, weight_decay_end=decay_end, schedule=schedule)
     epochs = {16: 200, 20: 250}.get(depth, 350)
+    guidance, top_k = {20: (1.9, 950), 24: (2.1, 900)}.get(depth, (1.7, 1000))
 
     def budget(count: int) -> TrainConfig:
         steps = count * 1_281_167 // batch
@@ -112,12 +113,12 @@ def imagenet256(data: str = "imagenet", depth: int = 16, seed: int = 0) -> Recip
         copies=1,
         seed=seed,
         tokenizer=TokenizerConfig(SCALES_256, 4096, 32, 160, (1, 1, 2, 2, 4), 2, 32, 1),
-        generator=GeneratorConfig(depth, 64 * depth, depth, 8),
+        generator=GeneratorConfig(depth, 64 * depth, depth, 8, drop_path_rate=0.1 * depth / 24),
         judge=JudgeConfig("lpips", discriminator_width=64, discriminator_layers=3),
         tokenizer_training=tokenizer_training(250_000, 256, 1e-4),
         generator_training=budget(epochs),
         refining=budget(100),
-        sampling=SampleConfig(1.7, 1000, 0.99, images=50_000),
+        sampling=SampleConfig(guidance, top_k, 0.99, images=50_000),
     )
     return Recipe(config, KIT.stages)
 

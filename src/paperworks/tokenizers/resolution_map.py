@@ -75,7 +75,8 @@ class ResolutionMap:
 
     def corrupted(self, length: int, generator: torch.Generator) -> int | None:
         """Where an error is planted in a prefix of `length`: a single token at the start, the first of a group later on, and
-        never in the last group, so that something is left to repair it. None in a prefix of one token."""
+        never in the last group; later tokens, also those after the prefix, are encoded again to repair it. None in a prefix of
+        one token."""
         last = length if length <= self.first else length - self.group
         if length == 1:
             return None

@@ -2,14 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from paperworks.generators.draws import Draws
-from paperworks.generators.masked_scale import MaskedScaleTransformer, scale_weights, weighted_cross_entropy
+from paperworks.generators.masked_scale import MaskedScaleTransformer, scale_weights
 from paperworks.generators.masked_scale_sampling import sample
 from paperworks.generators.next_scale import SCALES_256
 from paperworks.layers.block_causal import block_causal_attention, block_causal_mask, block_diagonal_attention
+from paperworks.objectives.scale_training import MaskedScaleTraining, ScaleTraining
 from paperworks.tokenizers.multi_scale_quantizer import MultiScaleVQ
+from paperworks.training.objective import Context
 from tests.parity.case import Case
 
 TOLERANCE = (1e-4, 1e-4)
@@ -52,7 +53,7 @@ def _attention(case: Case) -> dict[str, Tensor]:
 def _training(case: Case) -> dict[str, Tensor]:
     inputs, quantizer = case.inputs, _quantizer(case)
     next_scale = MaskedScaleTransformer.from_official(_below(case, "nsp."), **case.kwargs).eval()
-    mask = MaskedScaleTransformer.from_official(_below(case, "mp."), **case.kwargs).eval()
+    mask = MaskedScaleTransformer.from_official(_below(case, "mp."), mask_only=True, **case.kwargs).eval()
     indices = [inputs[f"idx_{scale}"] for scale in range(len(mask.patch_nums))]
     tokens, labels = torch.cat(indices, 1), inputs["labels"]
     shown = quantizer.next_inputs(indices)
@@ -60,19 +61,25 @@ def _training(case: Case) -> dict[str, Tensor]:
     masked = torch.zeros(shown.shape[1], dtype=torch.bool).index_fill(0, inputs["idx_to_mask"], True)
     logits = next_scale(labels, shown)
     refined = mask(labels, shown, own, masked)
-    hidden = inputs["idx_to_mask"] + mask.sizes[0]
     return {
         "ns_input": shown,
         "mask_input": own,
         "nsp_logits": logits,
-        "nsp_loss_uniform": F.cross_entropy(logits.flatten(0, 1), tokens.flatten()),
-        "nsp_loss_lognorm": weighted_cross_entropy(logits, tokens, scale_weights(mask.patch_nums)),
+        "nsp_loss_uniform": _next_scale_loss(next_scale, quantizer, tokens, labels, "uniform"),
+        "nsp_loss_lognorm": _next_scale_loss(next_scale, quantizer, tokens, labels, "lognorm"),
         "lognorm_weights": scale_weights(mask.patch_nums)[None],
         "lognorm_weights_256": scale_weights(SCALES_256),
         "mp_logits": refined,
-        "mask_loss": F.cross_entropy(refined[:, hidden].flatten(0, 1), tokens[:, hidden].flatten()),
+        "mask_loss": MaskedScaleTraining(mask, quantizer).masked_loss(labels, tokens, masked)[0],
         "trainable_mp_params": torch.tensor([sum(p.numel() for p in mask.mask_parameters())]),
     }
+
+
+def _next_scale_loss(model: MaskedScaleTransformer, quantizer: MultiScaleVQ, tokens: Tensor, labels: Tensor, weights) -> Tensor:
+    """As in training, of all rows under their own labels."""
+    objective = ScaleTraining(model, quantizer, 0.0, weights).eval()
+    losses = objective.loss({"tokens": tokens, "label": labels}, "main", Context(0, 1, 0))
+    return losses.total / losses.count
 
 
 def _sampling(case: Case) -> dict[str, Tensor]:
