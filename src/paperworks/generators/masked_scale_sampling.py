@@ -12,7 +12,7 @@ from torch import Tensor
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws, filter_logits, guide, pick
 from paperworks.generators.masked_scale import MaskedScaleTransformer, ScaleSteps
-from paperworks.generators.next_scale_sampling import image_keep_mask, keep_masks
+from paperworks.generators.next_scale_sampling import covered, image_keep_mask, keep_masks
 from paperworks.tokenizers.multi_scale_quantizer import MultiScaleVQ
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
 
@@ -162,8 +162,8 @@ def inpaint(
 ) -> Tensor:
     """Make the pixels of `hole` anew: images [B, C, H, W] in [0, 1], hole [H, W] or [B, H, W], 1 inside -> images.
 
-    Kept tokens are replaced in every scale and seen in every refinement step, as in VAR's editing; `paste` puts the known
-    pixels back exactly.
+    What the hole held is not looked at. Kept tokens are replaced in every scale and seen in every refinement step, as in VAR's
+    editing; `paste` puts the known pixels back exactly.
     """
     if hole.shape[-2:] != images.shape[-2:]:
         raise InputError(f"the mask has {tuple(hole.shape[-2:])} pixels, the image {tuple(images.shape[-2:])}: make them equal")
@@ -178,7 +178,7 @@ def inpaint(
         top_k=top_k,
         top_p=top_p,
         schedule=schedule,
-        given=tokenizer.encode(images),
+        given=tokenizer.encode(covered(images, hole)),
         keep=keep,
     )
     with torch.no_grad():

@@ -157,6 +157,14 @@ def keep_masks(mask: Tensor, patch_nums: Sequence[int]) -> list[Tensor]:
     return kept
 
 
+def covered(images: Tensor, hole: Tensor) -> Tensor:
+    """Images [B, C, H, W] with the hole [B, H, W] in the mean colour of the rest: what the tokens of small maps, which always
+    stay, may know of it."""
+    known = 1 - (hole > 0).float()[:, None]
+    mean = (images * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.where(known > 0, images, mean)
+
+
 @torch.no_grad()
 def inpaint(
     model: NextScaleTransformer,
@@ -174,14 +182,15 @@ def inpaint(
 ) -> Tensor:
     """Make the pixels of `hole` anew: images [B, C, H, W] in [0, 1], hole [B, H, W] or [H, W], 1 inside -> images.
 
-    The label num_classes fills in freely (in- and out-painting), any other edits towards that class. `paste` puts the known
+    The label num_classes fills in freely (in- and out-painting), any other edits towards that class. What the hole held is not
+    looked at. `paste` puts the known
     pixels back exactly; without it they pass through the tokenizer.
     """
     if hole.shape[-2:] != images.shape[-2:]:
         raise InputError(f"the mask has {tuple(hole.shape[-2:])} pixels, the image {tuple(images.shape[-2:])}: make them equal")
     hole = (hole if hole.dim() == 3 else hole[None]).expand(len(images), -1, -1)
     keep = keep_masks(image_keep_mask(hole, model.patch_nums[-1]), model.patch_nums)
-    edit = Edit(tokenizer.encode(images), keep)
+    edit = Edit(tokenizer.encode(covered(images, hole)), keep)
     drawn = sample(model, tokenizer, labels, draws, guidance=guidance, top_k=top_k, top_p=top_p, smooth=smooth, edit=edit)
     made = tokenizer.decode_features(drawn.features)
     return torch.where(hole[:, None] > 0, made, images) if paste else made

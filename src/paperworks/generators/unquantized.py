@@ -3,9 +3,10 @@ the codes of complete patches out, at every position. 2404.00513 adds an embeddi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from paperworks.errors import InputError
 from paperworks.layers.drop_path import linear_rates
+from paperworks.layers.positions import sincos_2d
 from paperworks.layers.pretrained import Pretrained, load_official
 from paperworks.layers.transformer import ActivationKind, Block, full_attention, fuse_qkv, small_normal
 
@@ -23,6 +25,8 @@ class UnquantizedTransformer(nn.Module, Pretrained):
     tokens: L, the positions it has. vocab_size: codes of complete patches. mask_embedding: patches are mixed with a learned
     vector by their unknown share (the 2024 form). attend_known: attention looks at known positions only. drop_path: of the
     last block, growing linearly from 0. codec: `spec.id` of the codec it was trained with ("" fits all of the same shape).
+    positions: what the table of positions starts from; "zeros" as released, or "sines" of row and column where `tokens` is a
+    square: hidden patches look all alike until the table has learned to tell them apart, which sines spare a short training.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class UnquantizedTransformer(nn.Module, Pretrained):
         attend_known: bool = False,
         drop_path: float = 0.0,
         codec: str = "",
+        positions: Literal["zeros", "sines"] = "zeros",
     ):
         super().__init__()
         self.code_dim, self.tokens, self.vocab_size, self.codec = code_dim, tokens, vocab_size, codec
@@ -52,6 +57,15 @@ class UnquantizedTransformer(nn.Module, Pretrained):
         self.norm = nn.LayerNorm(dim)
         self.to_logits = nn.Linear(dim, vocab_size)
         small_normal(self.modules())
+        if positions == "sines":
+            side = math.isqrt(tokens)
+            if side * side != tokens:
+                raise InputError(f"positions='sines' need a square of patches, not {tokens}: take 'zeros'")
+            with torch.no_grad():
+                self.pos_emb.copy_(sincos_2d(side, side, dim)[None])
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_emb", "mask_emb"}
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], *, heads: int, **ours: Any) -> Self:

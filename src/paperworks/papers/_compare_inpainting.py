@@ -29,6 +29,8 @@ from paperworks.reporting import Report
 from paperworks.training import TrainConfig
 
 SIDE = 32
+PHOTOS = 500
+"""of a folder that crops are cut from at most"""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,10 @@ def write_crops(config: CompareInpaintingConfig, run: Run) -> Mapping[str, Any]:
     """One folder of small pictures that all methods read."""
     source = open_images(config.data, split="train", channels=3, labels="none")
     folder = run.stage_folder("crops") / "pictures"
-    if len(source) > 64:
-        pictures = framed(source, SIDE, config.crops)
-        pictures = (pictures * 255).round().to(torch.uint8)
-    else:
-        cut = cut_crops(source, SIDE, config.crops, PUTConfig().scales, config.seed)
-        pictures = torch.stack([cut.read(index) for index in range(len(cut))])
+    # crops as those that are filled in the end; of a large folder some photos, evenly spread
+    some = source.subset(torch.linspace(0, len(source) - 1, min(len(source), PHOTOS)).round().long())
+    cut = cut_crops(some, SIDE, config.crops, PUTConfig().scales, config.seed)
+    pictures = torch.stack([cut.read(index) for index in range(len(cut))])
     folder.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.png")
@@ -157,6 +157,7 @@ def chosen(config: CompareInpaintingConfig) -> tuple[Tensor, Tensor]:
     """The user's picture first, where there is one, then held-out crops, with a hole each."""
     source = open_images(config.data, split="test", channels=3, labels="none")
     source = source if len(source) else open_images(config.data, split="train", channels=3, labels="none")
+    source = source.subset(torch.linspace(0, len(source) - 1, min(len(source), 100)).round().long())
     cut = cut_crops(source, SIDE, 100, PUTConfig().scales, seed=99)
     images = to_float(torch.stack([cut.read(index) for index in range(len(cut))]))
     holes = draw_holes(range(len(images)), (SIDE, SIDE), PUTConfig().holes, seed=99)

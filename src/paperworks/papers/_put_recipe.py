@@ -47,8 +47,8 @@ class CodecConfig:
     encoder_blocks: int = 4
     decoder_blocks: int = 3
     base_channels: int = 32
-    vocab_size: int = 1152
-    clean_codes: int = 1024
+    vocab_size: int = 640
+    clean_codes: int = 512
     """of vocab_size: codes of complete patches; the others are for patches that a hole touches"""
     ema: float = 0.9
     """0.99 where training is long"""
@@ -85,6 +85,8 @@ class TransformerConfig:
     mask_embedding: bool = False
     """a learned vector for the hole (2024)"""
     drop_path: float = 0.0
+    positions: Literal["zeros", "sines"] = "sines"
+    """"zeros" as released, where training is long"""
     random_quantize: float = 0.3
     features: InputKind = "continuous"
     """"quantized" is the baseline that reads codes"""
@@ -104,7 +106,7 @@ class PUTConfig:
     scales: tuple[float, ...] = (3.0, 5.0, 8.0)
     """shorter sides, in crops, that photos are reduced to before they are cut"""
     recolour: bool = True
-    """let colours change places in crops of a few photos"""
+    """let colours change places in the codec's crops of a few photos"""
     seed: int = 0
     holes: HoleConfig = field(
         default_factory=lambda: HoleConfig(boxes=0.3, halves=0.1, width=(0.12, 0.4), length=0.6, smallest=1 / 64)
@@ -116,9 +118,9 @@ class PUTConfig:
     codec_training: TrainConfig = field(default_factory=lambda: tokenizer_training(500, 32, 2e-3))
     transformer: TransformerConfig = TransformerConfig()
     transformer_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(340, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99)
+        default_factory=lambda: TrainConfig(680, 32, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99)
     )
-    filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=8, temperature=1.5))
+    filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=50))
     held_out: int = 100
     """crops that are measured"""
 
@@ -159,12 +161,12 @@ def are_large(source: ImageSource, size: int) -> bool:
     return min(min(source.read(index).shape[1:]) for index in range(min(len(source), 8))) >= 2 * size
 
 
-def training_set(config: PUTConfig, source: ImageSource, batch_size: int) -> WithHoles:
+def training_set(config: PUTConfig, source: ImageSource, batch_size: int, *, recolour: bool = False) -> WithHoles:
     images: Any
     if are_large(source, config.image_size):
         if len(source) <= FEW:
             count = max(config.crops, batch_size)
-            crops = cut_crops(source, config.image_size, count, config.scales, config.seed, recolour=config.recolour)
+            crops = cut_crops(source, config.image_size, count, config.scales, config.seed, recolour=recolour)
             images = Transformed(crops, None, seed=config.seed)
         else:
             crop: Drawn = train_crop(config.image_size, margin=1.0, flip=True)
@@ -231,7 +233,8 @@ def train_codec(config: PUTConfig, run: Run) -> Mapping[str, Any]:
     source = open_split(config.data, "train", channels=config.channels, strict=config.strict)
     folder, steps = run.stage_folder("codec"), config.codec_training
     objective = codec_objective(config)
-    fitted = fit(objective, training_set(config, source, steps.batch_size), steps, folder, label="codec")
+    data = training_set(config, source, steps.batch_size, recolour=config.recolour)
+    fitted = fit(objective, data, steps, folder, label="codec")
     save_part(objective.tokenizer, folder)
     return {"photos": len(source), "skipped": skipped_images(source), "seconds": round(fitted.seconds, 1)}
 
@@ -248,6 +251,7 @@ def build_transformer(config: PUTConfig, codec: PatchVQVAE) -> UnquantizedTransf
         mask_embedding=part.mask_embedding,
         drop_path=part.drop_path,
         codec=spec.id,
+        positions=part.positions,
     )
 
 

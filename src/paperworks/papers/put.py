@@ -118,7 +118,7 @@ def published(
         seed=seed,
         masks=masks,
         holes=HoleConfig(),
-        codec=CodecConfig(8, 256, 256, 256, 8, 8, 64, 1024, 512),
+        codec=CodecConfig(8, 256, 256, 256, 8, 8, 64, 1024, 512, ema=0.99, upsample="deconv"),
         losses=CodecLossConfig(
             "vgg19",
             gradient_weight=2.0 if later else 5.0,
@@ -139,7 +139,7 @@ def published(
             },
             checkpoint_every=5_000,
         ),
-        transformer=TransformerConfig(*sizes),
+        transformer=TransformerConfig(*sizes, positions="zeros"),
         transformer_training=TrainConfig(
             steps,
             batch,
@@ -200,6 +200,8 @@ def sample_completions(
         raise InputError(f"count={count}: there must be at least one completion")
     codec, model, path = load_codec(run), load_transformer(run), out or run.folder / "completions.png"
     if image is None:
+        if mask is not None:
+            raise InputError("a mask needs the image that it belongs to: name it with --image")
         images, holes = held_out(config, count=10)
         rows = [torch.where(holes[:, None], 0.5, images)]
         rows += [complete(model, codec, images, holes, seed * 1000 + number, filling) for number in range(count)]
