@@ -62,7 +62,7 @@ class UnquantizedTransformer(nn.Module, Pretrained):
             if side * side != tokens:
                 raise InputError(f"positions='sines' need a square of patches, not {tokens}: take 'zeros'")
             with torch.no_grad():
-                self.pos_emb.copy_(sincos_2d(side, side, dim)[None])
+                self.pos_emb.copy_(0.2 * sincos_2d(side, side, dim)[None])  # about the size of embedded features
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_emb", "mask_emb"}
