@@ -106,7 +106,7 @@ class PUTConfig:
     scales: tuple[float, ...] = (3.0, 5.0, 8.0)
     """shorter sides, in crops, that photos are reduced to before they are cut"""
     recolour: bool = True
-    """let colours change places in the codec's crops of a few photos"""
+    """let colours change places in crops of a few photos"""
     seed: int = 0
     holes: HoleConfig = field(
         default_factory=lambda: HoleConfig(boxes=0.3, halves=0.1, width=(0.12, 0.4), length=0.6, smallest=1 / 64)
@@ -161,12 +161,12 @@ def are_large(source: ImageSource, size: int) -> bool:
     return min(min(source.read(index).shape[1:]) for index in range(min(len(source), 8))) >= 2 * size
 
 
-def training_set(config: PUTConfig, source: ImageSource, batch_size: int, *, recolour: bool = False) -> WithHoles:
+def training_set(config: PUTConfig, source: ImageSource, batch_size: int) -> WithHoles:
     images: Any
     if are_large(source, config.image_size):
         if len(source) <= FEW:
             count = max(config.crops, batch_size)
-            crops = cut_crops(source, config.image_size, count, config.scales, config.seed, recolour=recolour)
+            crops = cut_crops(source, config.image_size, count, config.scales, config.seed, recolour=config.recolour)
             images = Transformed(crops, None, seed=config.seed)
         else:
             crop: Drawn = train_crop(config.image_size, margin=1.0, flip=True)
@@ -233,8 +233,7 @@ def train_codec(config: PUTConfig, run: Run) -> Mapping[str, Any]:
     source = open_split(config.data, "train", channels=config.channels, strict=config.strict)
     folder, steps = run.stage_folder("codec"), config.codec_training
     objective = codec_objective(config)
-    data = training_set(config, source, steps.batch_size, recolour=config.recolour)
-    fitted = fit(objective, data, steps, folder, label="codec")
+    fitted = fit(objective, training_set(config, source, steps.batch_size), steps, folder, label="codec")
     save_part(objective.tokenizer, folder)
     return {"photos": len(source), "skipped": skipped_images(source), "seconds": round(fitted.seconds, 1)}
 

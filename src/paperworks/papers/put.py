@@ -26,6 +26,7 @@ from paperworks.generators.unquantized_sampling import FillConfig, inpaint, inpa
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Stage, Variant, at_least, at_most, equals
 from paperworks.papers import _put_claims as measure
 from paperworks.papers import card
+from paperworks.papers._generation import default_channels
 from paperworks.papers._put_recipe import (
     CodecConfig,
     CodecLossConfig,
@@ -83,7 +84,8 @@ def laptop(data: str = "photos", image_size: Literal[32, 64] = 32, seed: int = 0
         seed: of initial weights, data order and sampling
     """
     codec = CodecConfig(patch=image_size // 8)
-    return Recipe(PUTConfig(data=data, image_size=image_size, seed=seed, codec=codec), STAGES)
+    channels = default_channels(data)
+    return Recipe(PUTConfig(data=data, image_size=image_size, channels=channels, seed=seed, codec=codec), STAGES)
 
 
 @paper.recipe("paper")
