@@ -107,9 +107,10 @@ def train_sizes(sizes: tuple[int, ...], consistency: float, config: ClassifierCo
     source = open_split(config, "train")
     classes = _classes(source)
     network = build_network(config.network, len(classes), config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        start_narrow(network, config.network.arguments)
+    if not config.network.weights:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            start_narrow(network, config.network.arguments)
     objective = _objective(network, sizes, consistency, config)
     watched = _some(open_split(config, "test"), config.watch)
 
