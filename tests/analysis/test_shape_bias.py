@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from paperworks.analysis.shape_bias import coarse_scores, shape_bias
+from paperworks.analysis.shape_bias import coarse_scores, network_shape_bias, shape_bias
 from paperworks.errors import InputError
 
 
@@ -23,3 +23,15 @@ def test_groups_take_means_and_share_nothing():
         coarse_scores(probabilities, [[0, 1], [1]])
     with pytest.raises(InputError, match="empty"):
         coarse_scores(probabilities, [[]])
+
+
+def test_a_networks_classes_are_sorted_into_those_of_the_pictures():
+    # four classes of the network, two of the pictures; the first pixel's value times ten is the class that wins
+    def network(images: torch.Tensor) -> torch.Tensor:
+        return 20.0 * torch.nn.functional.one_hot((10 * images[:, 0, 0, 0]).round().long(), 4)
+
+    images = torch.zeros(3, 3, 2, 2)
+    images[:, 0, 0, 0] = torch.tensor([0.0, 0.3, 0.1])
+    shape, texture = torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])
+    found = network_shape_bias(network, images, shape, texture, [[0, 2], [1, 3]], batch=2)  # decides 0, 1, 1
+    assert found.bias == pytest.approx(2 / 3) and found.per_class.tolist() == [0.5, 1.0]

@@ -4,11 +4,14 @@ import torch
 from paperworks.backbones.modalities import (
     PointHead,
     PointProjection,
+    audio_image,
     fold_series,
     log_mel,
+    masked,
     mel_filters,
     mosaic,
     rotations,
+    standardised,
     viewed,
 )
 from paperworks.errors import InputError
@@ -60,3 +63,65 @@ def test_broken_clouds_are_named():
     ):
         with pytest.raises(InputError, match=words):
             project(cloud, cloud)
+
+
+def test_a_view_along_a_line_of_points_is_refused():
+    project = PointProjection(4, 4, 8, 8, 32, 32)
+    line = torch.zeros(1, 40, 3)
+    line[0, :, 2] = torch.linspace(-1, 1, 40)
+    with pytest.raises(InputError, match="one line of sight"):
+        project(line, viewed(line, rotations(1)))
+    along_x = line.flip(-1)
+    assert bool(torch.isfinite(project(along_x, viewed(along_x, rotations(1)))).all())
+
+
+def test_objects_fit_into_their_image():
+    for obj_size in (3, 33):
+        with pytest.raises(InputError, match=f"obj_size {obj_size}: .* at most the image's 32"):
+            PointProjection(4, 4, 8, 8, 32, obj_size)
+    with pytest.raises(InputError, match="atten_fusion"):
+        PointProjection(atten_fusion=True)
+    cloud = torch.rand(1, 40, 3)
+    assert bool(torch.isfinite(PointProjection(4, 4, 8, 8, 4, 4)(cloud, cloud)).all())
+
+
+def test_pictures_of_clouds_are_normalised_as_asked():
+    torch.manual_seed(0)
+    project, cloud = PointProjection(4, 4, 8, 8, 16, 16, mean=(0, 0, 0), std=(1, 1, 1)).eval(), torch.rand(1, 40, 3)
+    with torch.no_grad():
+        plain = project(cloud, cloud)
+        assert float(plain.min()) >= 0 and float(plain.max()) <= 1
+        project.mean.fill_(0.5)
+        assert torch.allclose(project(cloud, cloud), plain - 0.5)
+
+
+def test_energies_are_those_of_kaldi():
+    torch.manual_seed(0)
+    rate, wave = 8000, 0.1 * torch.randn(1, 400)
+    frame = wave[0, :200] - wave[0, :200].mean()
+    emphasised = torch.stack([frame[i] - 0.97 * frame[max(0, i - 1)] for i in range(200)])
+    hann = 0.5 - 0.5 * torch.cos(2 * torch.pi * torch.arange(200) / 199)
+    spectrum = torch.fft.rfft(emphasised * hann, 256).abs() ** 2
+    energies = (mel_filters(23, 256, rate) @ spectrum).clamp(min=torch.finfo(torch.float32).eps).log()
+    assert torch.allclose(log_mel(wave, rate, bands=23)[0, 0], energies, atol=1e-3)
+    assert not torch.allclose(log_mel(wave, rate, bands=23, preemphasis=0.0)[0, 0], energies, atol=0.1)
+
+
+def test_energies_are_standardised_and_masked():
+    energies = torch.full((64, 100, 128), -6.845978)
+    assert float(standardised(energies).abs().max()) == 0.0
+    assert float(standardised(energies + 5.5654526).mean()) == pytest.approx(0.5)
+    hidden = masked(energies, torch.Generator().manual_seed(0)) == 0
+    rows, columns = hidden.all(2).sum(1), hidden.all(1).sum(1)
+    assert int(rows.max()) <= 48 and int(columns.max()) <= 48 and rows.float().std() > 5 and columns.float().std() > 5
+    # one run of each: hidden parts are exactly the rows and columns that are hidden as a whole
+    assert torch.equal(hidden, hidden.all(2, keepdim=True) | hidden.all(1, keepdim=True))
+    steps = hidden.all(2).int().diff(dim=1).abs().sum(1)
+    assert int(steps.max()) <= 2
+    assert torch.equal(masked(energies, torch.Generator(), frequency=0, time=0), energies)
+
+
+def test_the_number_of_mel_bands_is_checked():
+    assert audio_image(torch.zeros(2, 10, 128), bands=128).shape == (2, 1, 128, 10)
+    with pytest.raises(InputError, match="64 mel bands, not 128"):
+        audio_image(torch.zeros(2, 10, 64), bands=128)

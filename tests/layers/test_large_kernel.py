@@ -50,3 +50,11 @@ def test_impossible_kernels_are_named():
         ReparamDepthwise(4, 7, [(5, 2)])
     with pytest.raises(InputError, match="kernel size 8"):
         ReparamDepthwise(4, 8, [])
+
+
+def test_equal_branches_stay_apart():
+    torch.manual_seed(0)
+    block, x = lively(ReparamDepthwise(2, 7, [(3, 1), (3, 1), (3, 1)])), torch.randn(1, 2, 9, 9)
+    assert len(block.branches) == 3
+    with torch.no_grad():
+        assert torch.allclose(block.merged()(x), block(x), rtol=1e-4, atol=1e-5)

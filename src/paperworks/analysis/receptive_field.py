@@ -46,9 +46,9 @@ class ReceptiveField:
 def effective_receptive_field(
     network: nn.Module | Features, images: Iterable[Tensor], thresholds: Sequence[float] = THRESHOLDS
 ) -> ReceptiveField:
-    """network: one with `forward_features`, or a function images -> last feature map. images: [3, H, W] each, as the network
-    takes them. Put the network into evaluation mode first; its weights get no gradients."""
-    features: Any = network.forward_features if isinstance(network, nn.Module) else network
+    """network: one of timm's protocol, or a function images -> last feature map. images: [3, H, W] each, as the network takes
+    them. Put the network into evaluation mode first; its weights get no gradients."""
+    features = last_map(network) if isinstance(network, nn.Module) else network
     total, count = None, 0
     for image in images:
         contribution = centre_gradient(features, image[None] if image.ndim == 3 else image)
@@ -65,6 +65,20 @@ def effective_receptive_field(
     return ReceptiveField(mean, scaled, tuple(centred_squares(scaled, thresholds)), count)
 
 
+def last_map(network: nn.Module) -> Features:
+    """Images -> last feature map [N, D, h, w], of transformers too, whose own features are tokens or [N, h, w, D]."""
+    if hasattr(network, "forward_intermediates"):
+        take: Any = network.forward_intermediates
+        return lambda images: take(images, indices=1, output_fmt="NCHW", intermediates_only=True)[-1]
+    if hasattr(network, "forward_features") and getattr(network, "output_fmt", "NCHW") == "NCHW":
+        found: Any = network.forward_features
+        return found
+    raise InputError(
+        f"{type(network).__name__} has neither forward_intermediates nor forward_features with maps [N, D, h, w]: "
+        "give a function from images to the last feature map"
+    )
+
+
 def centre_gradient(features: Features, image: Tensor) -> Tensor:
     """[N, C, H, W] -> [H, W]: positive gradients of the summed ReLU of the map's centre, over images and channels."""
     image = image.detach().clone().requires_grad_(True)
@@ -72,7 +86,8 @@ def centre_gradient(features: Features, image: Tensor) -> Tensor:
         found = features(image)
         if found.ndim != 4:
             raise InputError(
-                f"a receptive field needs a feature map [N, D, h, w], not {list(found.shape)}; name a layer before pooling"
+                f"a receptive field needs a feature map [N, D, h, w], not {list(found.shape)}: "
+                "give a function from images to the map before pooling"
             )
         centre = F.relu(found[:, :, found.shape[2] // 2, found.shape[3] // 2]).sum()
         (gradient,) = torch.autograd.grad(centre, image)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,24 @@ def shape_bias(response: Tensor, shape: Tensor, texture: Tensor, classes: int) -
         int(by_texture.sum()) / len(response),
         per_class,
     )
+
+
+@torch.no_grad()
+def network_shape_bias(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    shape: Tensor,
+    texture: Tensor,
+    groups: Sequence[Sequence[int]],
+    batch: int = 50,
+) -> ShapeBias:
+    """How a classifier decides pictures whose cues conflict.
+
+    network: images [N, C, H, W], as they are given here, -> logits; in evaluation mode. groups: for each class that `shape` and
+    `texture` count by, the network's classes that belong to it (the published test sorts 1000 classes of ImageNet into 16).
+    """
+    scores = [coarse_scores(network(part).softmax(1), groups) for part in images.split(batch)]
+    return shape_bias(torch.cat(scores).argmax(1), shape, texture, len(groups))
 
 
 def coarse_scores(probabilities: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

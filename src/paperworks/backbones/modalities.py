@@ -37,23 +37,61 @@ def unfold_series(features: Tensor, dim: int) -> Tensor:
 # --- sound ------------------------------------------------------------------------------------------------------------
 
 
-def audio_image(spectrogram: Tensor) -> Tensor:
-    """Log mel energies [N, T, F] as grey images [N, 1, F, T]."""
+SPEECH_MEAN, SPEECH_STD = -6.845978, 5.5654526
+"""of log mel energies of Speech Commands V2, as the authors print them"""
+
+
+def audio_image(spectrogram: Tensor, bands: int | None = None) -> Tensor:
+    """Log mel energies [N, T, F] as grey images [N, 1, F, T]. bands: the F that a network was trained with, where it counts."""
     if spectrogram.ndim != 3:
         raise InputError(f"spectrograms are [N, time, mel], not {list(spectrogram.shape)}")
+    if bands is not None and spectrogram.shape[2] != bands:
+        raise InputError(f"spectrograms with {spectrogram.shape[2]} mel bands, not {bands}; log_mel(bands={bands}) makes them")
     return spectrogram.transpose(1, 2)[:, None]
 
 
-def log_mel(waves: Tensor, rate: int = 16000, bands: int = 128, window: float = 0.025, hop: float = 0.010) -> Tensor:
-    """Waves [N, samples] in [-1, 1] -> log energies [N, T, bands]: Hann windows, power spectrum, triangular mel filters."""
+def log_mel(
+    waves: Tensor,
+    rate: int = 16000,
+    bands: int = 128,
+    window: float = 0.025,
+    hop: float = 0.010,
+    preemphasis: float = 0.97,
+) -> Tensor:
+    """Waves [N, samples] in [-1, 1] -> log energies [N, T, bands] as Kaldi computes them.
+
+    Frames without their mean, each sample less `preemphasis` times the one before it, Hann windows, power spectrum, triangular
+    mel filters.
+    """
     length, step = int(window * rate), int(hop * rate)
     if waves.ndim != 2 or waves.shape[1] < length:
         raise InputError(f"waves are [N, samples] with at least {length} samples at {rate} Hz, not {list(waves.shape)}")
     size = 1 << (length - 1).bit_length()
     frames = waves.unfold(1, length, step)
-    frames = (frames - frames.mean(-1, keepdim=True)) * torch.hann_window(length, periodic=False)
+    frames = frames - frames.mean(-1, keepdim=True)
+    before = torch.cat((frames[..., :1], frames[..., :-1]), -1)  # a frame's first sample stands before itself
+    frames = (frames - preemphasis * before) * torch.hann_window(length, periodic=False)
     power = torch.fft.rfft(frames, size).abs().square()
     return (power @ mel_filters(bands, size, rate).T).clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def standardised(energies: Tensor, mean: float = SPEECH_MEAN, std: float = SPEECH_STD) -> Tensor:
+    """(energies - mean) / (2 std), with the statistics of the training data."""
+    return (energies - mean) / (2 * std)
+
+
+def masked(energies: Tensor, generator: torch.Generator, frequency: int = 48, time: int = 48) -> Tensor:
+    """Energies [N, T, F] in training: in each sample up to `time` steps and up to `frequency` bands in a row become 0
+    (1904.08779, before `standardised`)."""
+    for axis, widest in ((1, time), (2, frequency)):
+        total = energies.shape[axis]
+        widths, places = torch.rand(2, len(energies), 1, generator=generator)
+        widths = (widths * min(widest, total)).floor()
+        begins = (places * (total - widths)).floor()
+        index = torch.arange(total)
+        hidden = (index >= begins) & (index < begins + widths)
+        energies = energies.masked_fill(hidden.unsqueeze(3 - axis).to(energies.device), 0.0)
+    return energies
 
 
 def mel_filters(bands: int, size: int, rate: int, low: float = 20.0) -> Tensor:
@@ -128,7 +166,9 @@ def viewed(points: Tensor, turns: Tensor) -> Tensor:
 class PointProjection(nn.Module):
     """Clouds as pictures: features of each point and its neighbours, added up on the pixels it falls on (2208.02812).
 
-    neighbours: k of the graph. obj_size: pixels that the larger extent of a view takes of img_size.
+    neighbours: k of the graph. obj_size: pixels that the larger extent of a view takes of img_size. mean, std: of the images
+    that the network behind it was trained on. atten_fusion: the authors' switch for fusing points by attention, which is not
+    part of this class.
     """
 
     def __init__(
@@ -139,8 +179,15 @@ class PointProjection(nn.Module):
         image_dim: int = 64,
         img_size: int = 224,
         obj_size: int = 224,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        atten_fusion: bool = False,
     ):
         super().__init__()
+        if atten_fusion:
+            raise InputError("atten_fusion=True: points are only added up on a pixel here; take atten_fusion=False")
+        if not 3 < obj_size <= img_size:
+            raise InputError(f"obj_size {obj_size}: an object takes at least 4 pixels and at most the image's {img_size}")
         self.neighbours, self.img_size, self.obj_size = neighbours, img_size, obj_size
         self.input_trans = nn.Conv1d(3, dim, 1)
         self.graph_layer = nn.Sequential(
@@ -149,8 +196,8 @@ class PointProjection(nn.Module):
         self.proj_layer = nn.Conv1d(graph_dim, graph_dim, 1)
         self.img_block = nn.Sequential(_BasicBlock(graph_dim), nn.Conv2d(graph_dim, image_dim, 1))
         self.img_layer = nn.Conv2d(image_dim, 3, 1)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     mean: Tensor
     std: Tensor
@@ -178,6 +225,8 @@ class PointProjection(nn.Module):
         flat = turned[..., :2]
         low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
         cell = (high - low).amax(-1, keepdim=True) / (self.obj_size - 3)
+        if not bool((cell > 0).all()):
+            raise InputError("a view of a point cloud has no extent: all its points lie on one line of sight; turn the cloud")
         places = ((flat - low) / cell).long()
         extent = places.amax(1, keepdim=True)
         return places + (self.img_size - 1 - extent) // 2

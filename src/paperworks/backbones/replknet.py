@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from paperworks.backbones.fused import Plan
 from paperworks.backbones.protocol import Backbone
 from paperworks.backbones.registry import Entry
+from paperworks.backbones.unireplknet import with_fitting_head
 from paperworks.errors import InputError
 from paperworks.layers.convolution import ConvNorm, DepthwiseConv2d
 from paperworks.layers.drop_path import DropPath, linear_rates
@@ -135,17 +137,15 @@ class RepLKNet(Backbone):
             ConvNorm(base, base, 1),
             ConvNorm(base, base, 3, last, groups=base),
         )
-        # a block's large-kernel half and its perceptron each have a rate of their own
-        rates = linear_rates(drop_path_rate, [2 * n for n in layers])
+        rates = linear_rates(drop_path_rate, layers)
         self.stages = nn.ModuleList()
         self.transitions = nn.ModuleList()
         self.feature_info = []
-        for stage, (size, count, width) in enumerate(zip(large_kernel_sizes, layers, channels)):
+        for stage, (size, width) in enumerate(zip(large_kernel_sizes, channels)):
             blocks: list[nn.Module] = []
-            for number in range(count):
-                own = rates[stage][2 * number : 2 * number + 2]
-                blocks.append(LargeKernelBlock(width, int(width * dw_ratio), size, small_kernel, own[0], deploy))
-                blocks.append(ConvFFN(width, width * ffn_ratio, own[1]))
+            for rate in rates[stage]:  # the same for both halves of a pair
+                blocks.append(LargeKernelBlock(width, int(width * dw_ratio), size, small_kernel, rate, deploy))
+                blocks.append(ConvFFN(width, width * ffn_ratio, rate))
             self.stages.append(RepLKStage(blocks))
             if stage + 1 < len(layers):
                 after = channels[stage + 1]
@@ -157,17 +157,24 @@ class RepLKNet(Backbone):
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
-        """The authors' files, in the form of training or merged."""
-        deploy = any("lkb_reparam" in key for key in state_dict)
-        given = {name: value for name, value in official.items() if name in ARGUMENTS} | {"deploy": deploy}
-        small = given.get("small_kernel", 5)
+        """The authors' files and our own, in the form of training or merged: which one it is shows in the keys.
+
+        official: constructor arguments, ours or the authors'. A last layer of another number of classes than num_classes is
+        left out with a warning: the network keeps its random one.
+        """
+        deploy = any(MERGED.search(key) for key in state_dict)
+        given = {AUTHORS.get(name, name): value for name, value in official.items() if name not in WITHOUT_EFFECT}
+        if given.setdefault("deploy", deploy) != deploy:
+            form, remedy = ("merged", "True") if deploy else ("in the form of training", "False, then reparameterize()")
+            raise InputError(f"these weights are {form}: load them with deploy={remedy}")
+        model = cls(**given)
         rename = {
             r"large_kernel\.lkb_origin\.": "large_kernel.origin.",
-            r"large_kernel\.small_conv\.": f"large_kernel.branches.k{small}_1.",
+            r"large_kernel\.small_conv\.": f"large_kernel.branches.k{given.get('small_kernel', 5)}_1.",
             r"large_kernel\.lkb_reparam\.": "large_kernel.",
             r"^head\.(weight|bias)$": r"head.fc2.\1",
         }
-        return load_official(cls(**given), state_dict, rename=rename)
+        return load_official(model, with_fitting_head(model, state_dict), rename=rename)
 
     def reparameterize(self) -> Self:
         """Merge every small kernel into its large one, in place; returns the network."""
@@ -208,18 +215,14 @@ class RepLKNet(Backbone):
         self.head_hidden_size = self.head.num_features
 
 
-ARGUMENTS = (
-    "in_chans",
-    "num_classes",
-    "large_kernel_sizes",
-    "layers",
-    "channels",
-    "small_kernel",
-    "dw_ratio",
-    "ffn_ratio",
-    "drop_path_rate",
-)
-"""constructor arguments of the authors' code that ours has too"""
+MERGED = re.compile(r"large_kernel\.(lkb_reparam\.)?(weight|bias)$")
+"""keys of the merged form, the authors' and ours"""
+
+AUTHORS = {"in_channels": "in_chans", "small_kernel_merged": "deploy"}
+"""constructor arguments of the authors' code that have another name here"""
+
+WITHOUT_EFFECT = ("use_checkpoint", "use_sync_bn")
+"""the authors' switches for memory and several cards"""
 
 CFG = {"first_conv": "stem.0.conv", "classifier": "head.fc2"}
 

@@ -7,6 +7,8 @@ convolution (`reparameterize`).
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -15,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.backbones.fused import PackedLinear, Plan
-from paperworks.backbones.protocol import initialise
+from paperworks.backbones.protocol import Backbone, initialise
 from paperworks.backbones.registry import Entry
 from paperworks.backbones.staged import PooledBackbone, Stage
 from paperworks.errors import InputError
 from paperworks.layers.channel_attention import SqueezeExcite
-from paperworks.layers.convolution import DepthwiseConv2d
+from paperworks.layers.convolution import DepthwiseConv2d, same_padding
 from paperworks.layers.drop_path import DropPath, linear_rates
 from paperworks.layers.folding import fold_after, scale_and_shift
 from paperworks.layers.large_kernel import ReparamDepthwise, dilated_reparam, fast_on_cpu
@@ -47,7 +49,7 @@ class UniRepLKNetBlock(nn.Module):
         super().__init__()
         self.dwconv = _spatial(channels, kernel_size, deploy)
         self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(channels)
-        self.se = SqueezeExcite(channels, channels // 4)
+        self.se: nn.Module = SqueezeExcite(channels, channels // 4)
         self.pwconv1 = nn.Linear(channels, mlp_ratio * channels)
         self.grn = GlobalResponseNorm(mlp_ratio * channels, bias=not deploy)
         self.pwconv2 = nn.Linear(mlp_ratio * channels, channels, bias=deploy)
@@ -174,20 +176,19 @@ class UniRepLKNet(PooledBackbone):
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
-        """The authors' files, in the form of training or of deployment: which one it is shows in the keys."""
-        deploy = not any(".dwconv.origin_bn." in key or key.endswith("act.1.beta") for key in state_dict)
-        if official.get("deploy", deploy) != deploy:
-            raise InputError(
-                "these weights are in the form of "
-                + (
-                    "deployment: build with deploy=True"
-                    if deploy
-                    else "training: load with deploy=False, then reparameterize()"
-                )
-            )
-        given = {name: value for name, value in official.items() if name in ARGUMENTS} | {"deploy": deploy}
+        """The authors' files and our own, in the form of training or of deployment: which one it is shows in the keys.
+
+        official: constructor arguments, ours or the authors'. A last layer of another number of classes than num_classes is
+        left out with a warning: the network keeps its random one.
+        """
+        deploy = not any(TRAINED.search(key) for key in state_dict)
+        given = {AUTHORS.get(name, name): value for name, value in official.items() if name not in WITHOUT_EFFECT}
+        if given.setdefault("deploy", deploy) != deploy:
+            form, remedy = ("deployment", "True") if deploy else ("training", "False, then reparameterize()")
+            raise InputError(f"these weights are in the form of {form}: load them with deploy={remedy}")
+        model = cls(**given)
         kernel = {r"\.lk_origin\.": "." if deploy else ".origin.conv."}
-        return load_official(cls(**given), state_dict, rename={**RENAME, **kernel})
+        return load_official(model, with_fitting_head(model, state_dict), rename={**RENAME, **kernel})
 
     def reparameterize(self) -> Self:
         """Fold every block in place (for inference, or to save the small form); returns the network."""
@@ -200,6 +201,23 @@ class UniRepLKNet(PooledBackbone):
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith((".grn.gamma", ".grn.beta"))}
+
+
+def with_fitting_head(model: Backbone, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' or our weights (last layer `head` or `head.fc2`), where that layer's number of classes is the network's;
+    otherwise with the network's own last layer in its place."""
+    last = [key for key in state_dict if re.fullmatch(r"head\.(fc2\.)?(weight|bias)", key)]
+    theirs = {len(state_dict[key]) for key in last}
+    if theirs <= {model.num_classes}:
+        return dict(state_dict)
+    if model.num_classes:
+        warnings.warn(
+            f"the last layer of these weights has {max(theirs)} classes, the network {model.num_classes}: "
+            "it starts from random weights and needs training",
+            stacklevel=3,
+        )
+    own = {f"head.fc2.{name}": value for name, value in model.get_classifier().state_dict().items()}
+    return {key: value for key, value in state_dict.items() if key not in last} | own
 
 
 def kernels_of(depths: Sequence[int], given: Sequence[int | Sequence[int]] | None) -> list[list[int]]:
@@ -226,15 +244,22 @@ def kernels_of(depths: Sequence[int], given: Sequence[int | Sequence[int]] | Non
 def _spatial(channels: int, kernel_size: int, deploy: bool) -> nn.Module:
     if kernel_size == 0:
         return nn.Identity()
+    padding = same_padding("UniRepLKNetBlock", kernel_size)
     if kernel_size >= 7 and not deploy:
         return dilated_reparam(channels, kernel_size)
     if deploy:
         return DepthwiseConv2d(channels, kernel_size)
-    return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=False)
+    return nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels, bias=False)
 
 
-ARGUMENTS = ("in_chans", "num_classes", "depths", "dims", "kernel_sizes", "drop_path_rate", "deploy")
-"""constructor arguments that are the same in the authors' code; theirs also has switches for a CUDA kernel"""
+TRAINED = re.compile(r"\.dwconv\.origin(_bn)?\.|\.(act\.1|grn)\.beta$")
+"""keys of the form of training, the authors' and ours"""
+
+AUTHORS = {"layer_scale_init_value": "layer_scale"}
+"""constructor arguments of the authors' code that have another name here"""
+
+WITHOUT_EFFECT = ("attempt_use_lk_impl", "use_sync_bn", "with_cp", "init_cfg", "head_init_scale")
+"""the authors' switches for a CUDA kernel, several cards, memory and initial weights"""
 
 RENAME = {
     r"^downsample_layers\.0\.": "stem.",

@@ -70,7 +70,12 @@ class ReparamDepthwise(nn.Module):
                     f"a branch of {size}x{size} with dilation {dilation} is larger than {kernel_size}x{kernel_size}"
                 )
         self.origin = _ConvNorm(channels, kernel_size)
-        self.branches = nn.ModuleDict({f"k{size}_{rate}": _ConvNorm(channels, size, rate) for size, rate in branches})
+        self.branches = nn.ModuleDict()
+        for size, rate in branches:
+            name = f"k{size}_{rate}"
+            if name in self.branches:  # equal branches are told apart by a number
+                name += f"_{len(self.branches)}"
+            self.branches[name] = _ConvNorm(channels, size, rate)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.origin(x)
@@ -108,18 +113,6 @@ def spread(kernel: Tensor, dilation: int) -> Tensor:
     plain = kernel.new_zeros(*kernel.shape[:-2], size, size)
     plain[..., ::dilation, ::dilation] = kernel
     return plain
-
-
-def merge_reparam(module: nn.Module) -> int:
-    """Replace every ReparamDepthwise inside `module` by its merged convolution; how many there were."""
-    count = 0
-    for name, child in module.named_children():
-        if isinstance(child, ReparamDepthwise):
-            setattr(module, name, child.merged())
-            count += 1
-        else:
-            count += merge_reparam(child)
-    return count
 
 
 def fast_on_cpu(conv: nn.Conv2d) -> nn.Conv2d:

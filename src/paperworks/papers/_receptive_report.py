@@ -33,19 +33,39 @@ class ReceptiveConfig:
     seed: int = 0
 
 
-def build(name: str, seed: int) -> nn.Module:
-    """A network by name with random weights, or those of a file."""
+def build(name: str, config: ReceptiveConfig) -> nn.Module:
+    """A network by name with the weights of a file, or random ones from the configuration's seed."""
     name, _, file = name.partition("=")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         if name in entries():
-            if file:
-                entry = entries()[name]
-                return entry.network.from_official(read_weights(file), **entry.arguments).eval()
-            return create(name).eval()
-        if not timm.is_model(name):
+            entry = entries()[name]
+            network: nn.Module = entry.network.from_official(read_weights(file), **entry.arguments) if file else create(name)
+        elif timm.is_model(name):
+            try:  # many transformers take images of one size
+                network = timm.create_model(name, checkpoint_path=file, img_size=config.size)
+            except TypeError:
+                network = timm.create_model(name, checkpoint_path=file)
+        else:
             raise InputError(f"no network {name!r} here or in timm{nearest(name, [*entries(), *timm.list_models()])}")
-        return timm.create_model(name, checkpoint_path=file).eval()
+        if not file:
+            start_plainly(network)
+    return network.eval()
+
+
+@torch.no_grad()
+def start_plainly(network: nn.Module) -> None:
+    """Kaiming weights in convolutions and products; layer scales and last norms of blocks that start near zero at 1. With the
+    weights that training starts from, blocks add next to nothing, and only the layers outside them would be seen."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d) and module.affine and not bool(module.weight.any()):
+            nn.init.ones_(module.weight)
+    for name, parameter in network.named_parameters():
+        muted = parameter.ndim == 1 and 0 < float(parameter.abs().max()) < 0.1
+        if muted and name.rpartition(".")[2].startswith("gamma"):
+            parameter.fill_(1.0)
 
 
 def measure(config: ReceptiveConfig, run: Run) -> Mapping[str, Any]:
@@ -54,7 +74,7 @@ def measure(config: ReceptiveConfig, run: Run) -> Mapping[str, Any]:
     images = [normalise(photos[index]["image"][None].float() / 255) for index in range(len(photos))]
     found, maps = {}, {}
     for name in config.networks:
-        model = build(name, config.seed)
+        model = build(name, config)
         field = effective_receptive_field(model, images)
         maps[name] = field.scaled
         found[name] = {str(square.share): [square.side, square.area] for square in field.squares}
@@ -74,7 +94,8 @@ def write_report(config: ReceptiveConfig, run: Run) -> Mapping[str, Any]:
         for name, squares in found.items()
     ]
     columns = ["network", *(f"{share:.0%} of the contributions" for share in THRESHOLDS)]
-    note = "Side of the smallest centred square that holds them, and its share of the image. Random weights without a file."
+    note = "Side of the smallest centred square that holds them, and its share of the image. Without a file: "
+    note += "Kaiming weights, layer scales at 1."
     page.table("How far the centre sees", columns, rows, note=note)
     with styled() as pyplot:
         figure, axes = pyplot.subplots(1, len(maps), figsize=(2.4 * len(maps), 2.6), squeeze=False)

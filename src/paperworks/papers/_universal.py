@@ -9,19 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperworks.backbones.modalities import PointHead, PointProjection, audio_image, log_mel, mosaic, rotations, viewed
+from paperworks.backbones.modalities import (
+    PointHead,
+    PointProjection,
+    audio_image,
+    log_mel,
+    mosaic,
+    rotations,
+    standardised,
+    viewed,
+)
 from paperworks.backbones.series import SeriesForecaster
 from paperworks.backbones.unireplknet import UniRepLKNet
 from paperworks.data import open_images
 from paperworks.errors import InputError
-from paperworks.paper import Bench, Measured, Run, first_process
+from paperworks.paper import Run, first_process
 from paperworks.reporting import Report
 from paperworks.reporting.style import styled
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
@@ -34,6 +42,11 @@ LENGTH, HORIZON = 48, 24
 class UniversalConfig:
     steps: int = 250
     seed: int = 0
+    made: float = 1.0
+    """of the sounds, videos and clouds: this share of the usual numbers"""
+
+    def counts(self, train: int, test: int) -> tuple[int, int]:
+        return max(1, round(self.made * train)), max(1, round(self.made * test))
 
 
 class Samples:
@@ -67,7 +80,7 @@ class Answer(Objective):
         return Losses.mean(F.cross_entropy(made, answer, label_smoothing=0.1), len(made))
 
 
-def _config(steps: int, seed: int, batch: int = 32, lr: float = 2e-3) -> TrainConfig:
+def train_config(steps: int, seed: int, batch: int = 32, lr: float = 2e-3) -> TrainConfig:
     optimizer = OptimizerConfig("adamw", lr=lr, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=0.1))
     return TrainConfig(steps, batch, optimizers={"main": optimizer}, clip=5.0, seed=seed, checkpoint_every=100)
 
@@ -76,7 +89,7 @@ def _network(channels: int, classes: int, stem_stride: int = 4) -> UniRepLKNet:
     return UniRepLKNet(channels, classes, (1, 1, 1), (24, 48, 96), (3, 13, 13), stem_stride=stem_stride, layer_scale=1.0)
 
 
-def _made(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
@@ -123,7 +136,7 @@ def series_windows(split: str) -> dict[str, Tensor]:
     return {"input": torch.cat(inputs), "answer": torch.cat(answers)}
 
 
-def _series_error(made: Tensor, part: Mapping[str, Tensor]) -> float:
+def series_error(made: Tensor, part: Mapping[str, Tensor]) -> float:
     """Mean squared error in units of each window's deviation."""
     spread = part["input"].std(1, keepdim=True).clamp(min=1e-5)
     return float(((made - part["answer"]) / spread).square().mean())
@@ -131,8 +144,8 @@ def _series_error(made: Tensor, part: Mapping[str, Tensor]) -> float:
 
 def train_series(config: UniversalConfig, run: Run) -> dict[str, Any]:
     train, test = series_windows("train"), series_windows("test")
-    objective = Answer(_made(config.seed, SeriesForecaster))
-    fit(objective, Samples(**train), _config(config.steps, config.seed), run.stage_folder("series"), label="series")
+    objective = Answer(seeded(config.seed, SeriesForecaster))
+    fit(objective, Samples(**train), train_config(config.steps, config.seed), run.stage_folder("series"), label="series")
     objective.eval()
     with torch.no_grad():
         made = objective.network(test["input"])
@@ -144,38 +157,12 @@ def train_series(config: UniversalConfig, run: Run) -> dict[str, Any]:
     last = test["input"][:, -1:].expand_as(test["answer"])
     return {
         "what": "squared error of 24 steps, in units of the window's deviation",
-        "network": _series_error(made, test),
-        "baseline": _series_error(last, test),
+        "network": series_error(made, test),
+        "baseline": series_error(last, test),
         "baseline is": "the last value goes on",
         "better": "lower",
         "data": f"{len(real_series())} real series of statsmodels, {len(test['input'])} test windows",
     }
-
-
-def kernel_comparison(bench: Bench) -> Measured:
-    """Forecast error with 3x3 kernels over the error with 13x13; widths make up for the parameters of the larger kernels."""
-    train, test = series_windows("train"), series_windows("test")
-    ratios: list[float] = []
-    errors: dict[int, list[float]] = {3: [], 13: []}
-    for seed in bench.seeds:
-        for kernel in errors:
-            folder = bench.folder / f"series-{kernel}-{seed}"
-            # 3x3 gets wider stages, so that it has no fewer parameters
-            dims = (24, 48, 48) if kernel == 13 else (24, 56, 48)
-            build = lambda kernel=kernel, dims=dims: SeriesForecaster(kernel_size=kernel, dims=dims)  # noqa: E731
-            objective = Answer(_made(seed, build))
-            fit(objective, Samples(**train), _config(400, seed), folder, label=f"kernel {kernel}, seed {seed}")
-            objective.eval()
-            with torch.no_grad():
-                errors[kernel].append(_series_error(objective.network(test["input"]), test))
-            bench.say(f"  kernel {kernel}, seed {seed}: error {errors[kernel][-1]:.3f}")
-        ratios.append(errors[3][-1] / errors[13][-1])
-    last = _series_error(test["input"][:, -1:].expand_as(test["answer"]), test)
-    words = ", ".join(f"{kernel}x{kernel} {mean(values):.3f}" for kernel, values in errors.items())
-    detail = f"squared error: {words}; the last value going on {last:.3f}"
-    numbers = {"errors": {str(kernel): values for kernel, values in errors.items()}, "last value": last}
-    scale = f"{len(real_series())} real series, 48 steps to 24, 400 steps of training, {len(bench.seeds)} seeds"
-    return Measured(mean(ratios), scale, detail, ratios, list(bench.seeds), numbers, "x")
 
 
 # --- sound ------------------------------------------------------------------------------------------------------------
@@ -209,13 +196,19 @@ def _harmonics(phase: Tensor) -> Tensor:
     return torch.sin(phase) + torch.sin(2 * phase) / 2 + torch.sin(3 * phase) / 3
 
 
-def sounds(count: int, seed: int) -> dict[str, Tensor]:
+Statistics = tuple[float, float]
+"""mean and deviation"""
+
+
+def sounds(count: int, seed: int, statistics: Statistics | None = None) -> tuple[dict[str, Tensor], Statistics]:
+    """Samples, and the statistics they were standardised with: those given, or their own for the training data."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(SOUNDS), (count,), generator=generator)
     waves = torch.stack([sound(int(kind), generator) for kind in labels])
     energies = log_mel(waves, rate=8000, bands=48)
-    energies = (energies - energies.mean()) / (2 * energies.std())
-    return {"input": audio_image(energies), "answer": labels}
+    mean, deviation = statistics or (float(energies.mean()), float(energies.std()))
+    images = audio_image(standardised(energies, mean, deviation), bands=48)
+    return {"input": images, "answer": labels}, (mean, deviation)
 
 
 # --- video ------------------------------------------------------------------------------------------------------------
@@ -312,8 +305,8 @@ def _classified(
     """Trains a classifier; the baseline is logistic regression on the raw numbers."""
     from sklearn.linear_model import LogisticRegression
 
-    objective = Answer(_made(config.seed, build))
-    fit(objective, Samples(**train), _config(config.steps, config.seed), run.stage_folder(name), label=name)
+    objective = Answer(seeded(config.seed, build))
+    fit(objective, Samples(**train), train_config(config.steps, config.seed), run.stage_folder(name), label=name)
     objective.eval()
     with torch.no_grad():
         answers = torch.cat([objective.network(part).argmax(1) for part in test["input"].split(100)])
@@ -332,19 +325,23 @@ def _classified(
 
 
 def train_sound(config: UniversalConfig, run: Run) -> dict[str, Any]:
-    train, test = sounds(2000, 2 * config.seed), sounds(500, 2 * config.seed + 1)
+    count, held_out = config.counts(2000, 500)
+    train, statistics = sounds(count, 2 * config.seed)
+    test, _ = sounds(held_out, 2 * config.seed + 1, statistics)
     found = _classified(config, run, "sound", lambda: _network(1, len(SOUNDS)), train, test)
     return found | {"data": f"eight synthesised patterns ({', '.join(SOUNDS)}), noise"}
 
 
 def train_video(config: UniversalConfig, run: Run) -> dict[str, Any]:
-    train, test = videos(2000, 2 * config.seed, "train"), videos(500, 2 * config.seed + 1, "test")
+    count, held_out = config.counts(2000, 500)
+    train, test = videos(count, 2 * config.seed, "train"), videos(held_out, 2 * config.seed + 1, "test")
     found = _classified(config, run, "video", lambda: _network(3, 8), train, test)
     return found | {"data": "real digits drifting from any place in eight directions, nine frames as one picture"}
 
 
 def train_points(config: UniversalConfig, run: Run) -> dict[str, Any]:
-    train, test = clouds(1500, 2 * config.seed), clouds(400, 2 * config.seed + 1)
+    count, held_out = config.counts(1500, 400)
+    train, test = clouds(count, 2 * config.seed), clouds(held_out, 2 * config.seed + 1)
     found = _classified(config, run, "points", lambda: PointNetwork(len(SOLIDS)), train, test)
     return found | {"data": f"256 points on {', '.join(SOLIDS)}, turned and noisy"}
 

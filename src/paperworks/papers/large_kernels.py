@@ -22,12 +22,20 @@ from paperworks.backbones.replknet import ENTRIES, LargeKernelBlock, RepLKNet
 from paperworks.backbones.unireplknet import ENTRIES as UNIVERSAL
 from paperworks.backbones.unireplknet import UniRepLKNet, UniRepLKNetBlock
 from paperworks.layers.large_kernel import ReparamDepthwise
-from paperworks.paper import Bench, Measured, Recipe, Stage, at_least
+from paperworks.paper import Bench, Measured, Recipe, Stage, at_least, equals
 from paperworks.papers import _receptive_report as receptive_stages
 from paperworks.papers._classification import DIGITS, AugmentConfig, NetworkConfig
-from paperworks.papers._large_kernel_claims import RIVALS, TWIN, field_claim, latency_claim, shape_claim
+from paperworks.papers._large_kernel_claims import (
+    RIVALS,
+    TWIN,
+    TWIN_BUDGET,
+    field_claim,
+    latency_claim,
+    shape_claim,
+    with_guidelines,
+)
 from paperworks.papers._recognition import check_variant, modern_imagenet, recognition_paper, small_images, stages
-from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
+from paperworks.papers._recognition_claims import Budget, Build, all_trained, giga_macs, lead, millions
 from paperworks.papers.unireplknet import same_architecture
 from paperworks.training import OptimizerConfig, ScheduleConfig
 
@@ -74,10 +82,10 @@ def receptive(
     count: int = 3,
     seed: int = 0,
 ) -> Recipe:
-    """Effective receptive fields of any networks, with released weights where a file or timm has them, on your images.
+    """Effective receptive fields of any networks on your images.
 
     Args:
-        networks: names known here or to timm; NAME=FILE loads weights
+        networks: names known here or to timm; NAME=FILE loads weights, others are random
         data: photos by default; a folder, a file or a name
         size: pixels of the squares cut from them
         count: of squares
@@ -123,12 +131,12 @@ def _more_small(classes: int, deploy: bool = False) -> nn.Module:
 @paper.claim("c1", rule=at_least(0.0), says="three 13x13 layers not below a deeper stack of 3x3 ones on every seed")
 def few_large_kernels(bench: Bench) -> Measured:
     builds = {"few 13x13": _few_large, "more 3x3": _more_small}
-    found = all_trained(bench, builds, BUDGET)
+    found = all_trained(bench, builds, TWIN_BUDGET)
     costs = []
     for name, build in builds.items():
         folded = partial(build, 10, deploy=True)
         costs.append(f"{name} {millions(folded):.3f} M parameters and {1e3 * giga_macs(folded, 32):.1f} M operations folded")
-    return lead(bench, found, "few 13x13", "more 3x3", BUDGET.words(bench), note=f"; {', '.join(costs)}")
+    return lead(bench, found, "few 13x13", "more 3x3", TWIN_BUDGET.words(bench), note=f"; {', '.join(costs)}")
 
 
 class _WithoutShortcut(LargeKernelBlock):
@@ -136,8 +144,12 @@ class _WithoutShortcut(LargeKernelBlock):
         return self.pw2(torch.relu(self.large_kernel(self.pw1(self.prelkb_bn(x)))))
 
 
+def _small(classes: int, **changed: Any) -> nn.Module:
+    return RepLKNet(num_classes=classes, **{**SMALL, **changed})
+
+
 def _no_shortcut(classes: int) -> nn.Module:
-    model = RepLKNet(num_classes=classes, **SMALL)
+    model = _small(classes)
     for module in model.modules():
         if isinstance(module, LargeKernelBlock):
             module.__class__ = _WithoutShortcut
@@ -145,13 +157,25 @@ def _no_shortcut(classes: int) -> nn.Module:
 
 
 @paper.claim("c2", rule=at_least(0.5), says="the identity shortcut is worth at least 0.5 points on every seed (guideline 2)")
-def shortcut_is_vital(bench: Bench) -> Measured:
-    """Also counted: the share of the 13x13 depthwise layers in UniRepLKNet-T's operations (guideline 1)."""
-    builds = {"shortcut": lambda classes: RepLKNet(num_classes=classes, **SMALL), "none": _no_shortcut}
-    found = all_trained(bench, builds, BUDGET)
+def shortcut_is_vital(bench: Bench, budget: Budget = BUDGET) -> Measured:
+    """Also counted: the share of the 13x13 depthwise layers in UniRepLKNet-T's operations (guideline 1). The points of
+    guidelines 3 and 5 are among the numbers; the fourth, on tasks after classification, cannot be measured here."""
+    builds: dict[str, Build] = {
+        "shortcut": _small,
+        "none": _no_shortcut,
+        "no small kernel": partial(_small, small_kernel=None),
+        "3x3 on small maps": partial(_small, large_kernel_sizes=[13, 9, 3]),
+    }
+    found = all_trained(bench, builds, budget)
     share = depthwise_share()
     note = f"; the 13x13 layers are {100 * share:.1f} % of UniRepLKNet-T's operations; points that the shortcut is ahead"
-    return lead(bench, found, "shortcut", "none", BUDGET.words(bench), note=note)
+    measured = lead(bench, found, "shortcut", "none", budget.words(bench), note=note)
+    pairs = {
+        "2: identity shortcut over none": ("shortcut", "none"),
+        "3: parallel small kernel over none": ("shortcut", "no small kernel"),
+        "5: a kernel larger than the last map over 3x3": ("shortcut", "3x3 on small maps"),
+    }
+    return with_guidelines(measured, found, pairs)
 
 
 def depthwise_share(name: str = "unireplknet_t") -> float:
@@ -171,7 +195,11 @@ def larger_fields(bench: Bench) -> Measured:
     return field_claim(bench)
 
 
-@paper.claim("c7", rule=at_least(0.0), says="shape bias with 13x13 kernels not below that with 3x3 on every seed")
+def _above_zero(measured: Measured) -> bool:
+    return all(points > 0 for points in measured.per_seed or [measured.value])
+
+
+@paper.claim("c7", rule=_above_zero, says="shape bias with 13x13 kernels above that with 3x3 on every seed")
 def more_shape_bias(bench: Bench) -> Measured:
     return shape_claim(bench)
 
@@ -181,6 +209,11 @@ def faster_than_transformers(bench: Bench) -> Measured:
     return latency_claim(bench, {name: RIVALS[name] for name in ("Swin-T", "DeiT-S")})
 
 
-@paper.claim("c9", rule=at_least(1), says="one list of layers behind the first one for images, series, sound, points and video")
+@paper.claim(
+    "c9",
+    rule=equals(1),
+    says="one list of layers behind the first one for images, series, sound, points and video, and a step of training that "
+    "lowers the loss on each",
+)
 def universal(bench: Bench) -> Measured:
     return same_architecture(bench)

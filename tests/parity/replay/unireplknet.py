@@ -88,7 +88,15 @@ def _inputs(case: Case) -> dict[str, Tensor]:
 def _points(case: Case) -> dict[str, Tensor]:
     given = case.kwargs
     project = PointProjection(
-        given["local_size"], given["trans_dim"], given["graph_dim"], given["imgblock_dim"], given["img_size"], given["obj_size"]
+        given["local_size"],
+        given["trans_dim"],
+        given["graph_dim"],
+        given["imgblock_dim"],
+        given["img_size"],
+        given["obj_size"],
+        given["imagenet_default_mean"],
+        given["imagenet_default_std"],
+        given["atten_fusion"],
     )
     own = {name.removeprefix("enc."): value for name, value in case.weights.items() if name.startswith("enc.")}
     project = load_official(project, own).eval()
