@@ -34,7 +34,7 @@ from paperworks.reporting import Report
 from paperworks.tokenizers.patch_vqvae import PatchVQVAE
 
 COMPLETIONS = 3
-AVERAGED = 8
+AVERAGED = 4
 """completions whose mean is compared with the mean colour: a single draw, however good, is twice as far from the truth"""
 SHOWN = 10
 PHOTO = 192
