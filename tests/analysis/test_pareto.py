@@ -1,6 +1,6 @@
 """Which networks are worth having, and what to enlarge."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -25,8 +25,55 @@ def test_long_training_deepens_and_short_training_widens():
         next_axis(0)
 
 
-def test_gains_per_doubling_are_recovered():
-    points = [Point(1, 60 + 2 * d + 3 * w, depth=2**d, width=2**w, resolution=160) for d in range(3) for w in range(3)]
-    assert measured_axis(points) == pytest.approx({"depth": 2, "width": 3})
-    with pytest.raises(InputError, match="measure more"):
-        measured_axis(points[:1])
+def grid(gains, exponents, unit=1.0):
+    """Networks of three sizes each in which accuracy and log cost are sums over the log sizes."""
+    steps = list(product(range(3), repeat=3))
+    return [
+        Point(
+            unit * 2.0 ** sum(e * k for e, k in zip(exponents, step)),
+            60 + sum(g * k for g, k in zip(gains, step)),
+            depth=10 * 2.0 ** step[0],
+            width=2.0 ** step[1],
+            resolution=160 * 2.0 ** step[2],
+        )
+        for step in steps
+    ]
+
+
+AXES = ("depth", "width", "resolution")
+three = st.tuples(*[st.floats(-5, 5)] * 3)
+
+
+@given(three, st.tuples(*[st.floats(0.5, 3)] * 3), st.floats(1e-3, 1e3))
+def test_gains_are_per_doubling_of_cost_whatever_its_unit(gains, exponents, unit):
+    found = measured_axis(grid(gains, exponents, unit))
+    assert found.cost_exponents == pytest.approx(dict(zip(AXES, exponents)), abs=1e-6)
+    wanted = {axis: gain / exponent for axis, gain, exponent in zip(AXES, gains, exponents)}
+    assert found.per_doubling_of_cost == pytest.approx(wanted, abs=1e-6)
+    assert wanted[found.axis] == pytest.approx(max(wanted.values()), abs=1e-6)
+
+
+def test_the_size_that_gains_most_is_not_recommended_when_it_costs_more_than_it_brings():
+    found = measured_axis(grid(gains=(2, 3, 1), exponents=(1, 2, 2)))
+    assert found.axis == "depth"
+    assert found.per_doubling_of_cost == pytest.approx({"depth": 2, "width": 1.5, "resolution": 0.5})
+
+
+def test_sizes_that_do_not_vary_are_left_out():
+    points = [Point(2.0**d, 60 + d, depth=2**d, width=1, resolution=160) for d in range(3)]
+    assert list(measured_axis(points).per_doubling_of_cost) == ["depth"]
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([Point(1, 60, depth=1)], "measure more"),
+        ([Point(2.0**k, 60 + k, depth=2**k, width=2**k) for k in range(4)], "cannot tell 2 sizes apart"),
+        ([Point(1, 60, depth=1), Point(1, 61, depth=2)], "does not grow with depth"),
+        ([Point(0, 60, depth=1), Point(1, 61, depth=2)], "must be positive"),
+        ([Point(1, 60, depth=0), Point(2, 61, depth=2)], "must be positive"),
+    ],
+)
+def test_points_that_say_nothing_are_refused(points, message):
+    with pytest.raises(InputError, match=message):
+        measured_axis(points)

@@ -6,13 +6,12 @@ import torch
 import torchvision
 from torch import nn
 
-from paperworks.backbones.densenet import DenseNet
 from paperworks.backbones.registry import create
-from paperworks.backbones.resnet import Block, ResNet, ibn_from_plain, stage_drop_path_rates
+from paperworks.backbones.resnet import Block, ResNet, stage_drop_path_rates
 from paperworks.backbones.simplenet import SimpleNet
 from paperworks.backbones.vovnet import VoVNet
 from paperworks.errors import InputError
-from paperworks.layers.instance_batch_norm import InstanceBatchNorm, InstanceNorm
+from paperworks.layers.instance_batch_norm import InstanceBatchNorm, InstanceNorm, ibn_from_plain
 
 SMALL = {"layers": (2, 1, 1, 2), "channels": (8, 10, 12, 16), "stem_width": 8, "num_classes": 5}
 
@@ -64,6 +63,47 @@ def test_plain_weights_start_an_ibn_network():
     assert torch.equal(mixed.layer4[0].conv1.weight, plain.layer4[0].conv1.weight)
 
 
+def test_one_form_leaves_the_last_stage_plain():
+    one, listed = (ResNet(**SMALL, ibn=ibn).state_dict() for ibn in ("a", ("a", "a", "a", None)))
+    assert list(one) == list(listed) and not any("layer4" in name and ".IN." in name for name in one)
+
+
+def test_files_without_counters_of_batches_start_an_ibn_network():
+    plain = {name: value for name, value in ResNet(**SMALL).state_dict().items() if "num_batches" not in name}
+    mixed = ibn_from_plain(ResNet(**SMALL, ibn="a"), plain)
+    assert torch.equal(mixed.layer1[0].bn1.IN.weight, plain["layer1.0.bn1.weight"][:4])
+
+
+def test_the_momentum_of_statistics_is_free():
+    net = ResNet(**SMALL, ibn="a", bn_momentum=1.0).train()
+    x = torch.rand(4, 3, 64, 64)
+    net(x)
+    first = net.conv1(x)
+    assert torch.allclose(net.bn1.running_mean, first.mean((0, 2, 3)), atol=1e-5)
+    assert {module.momentum for module in net.modules() if isinstance(module, nn.BatchNorm2d)} == {1.0}
+
+
+def small_file(**options):
+    return ResNet(**SMALL, **options).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResNet.from_official(small_file(), **SMALL, stem="deep"), r"plain stem .*this one has a deep stem"),
+        (lambda: ResNet.from_official(small_file(stem="deep"), **SMALL), r"deep stem .three.*this one has a plain stem"),
+        (lambda: ResNet.from_official(small_file(ibn="a"), **SMALL, ibn="b"), "with IBN-a, this one has IBN-b"),
+        (lambda: ResNet.from_official(small_file(), **SMALL, ibn="a"), r"with no IBN.*ibn_from_plain starts"),
+        (lambda: ibn_from_plain(ResNet(**SMALL, ibn="a"), VoVNet().state_dict()), "missing: conv1.weight"),
+        (lambda: ibn_from_plain(ResNet(**{**SMALL, "layers": (1, 1, 1, 1)}, ibn="a"), small_file()), "unexpected: layer1.1"),
+        (lambda: ibn_from_plain(ResNet(**{**SMALL, "num_classes": 3}, ibn="a"), small_file()), "of another shape: fc.weight"),
+    ],
+)
+def test_files_that_do_not_fit_are_explained(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
 def test_stochastic_depth_grows_from_stage_to_stage_or_block_to_block():
     assert stage_drop_path_rates(0.1, 4) == pytest.approx([0.04, 0.06, 0.08, 0.1])
     by_stage = ResNet(**SMALL, drop_path_rate=0.1)
@@ -82,16 +122,13 @@ def test_blocks_start_as_their_shortcut():
     assert torch.equal(net.layer1[1](x), x)
 
 
-def test_old_names_of_densenet_load():
-    net = DenseNet(6, (2, 2, 2, 2), 12, num_classes=3)
-    old = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for k, v in net.state_dict().items()}
-    again = DenseNet.from_official(old, growth_rate=6, block_config=(2, 2, 2, 2), num_init_features=12, num_classes=3)
-    assert torch.equal(again.features.denseblock1.denselayer1.norm1.weight, net.features.denseblock1.denselayer1.norm1.weight)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ResNet(**SMALL, ibn="c"), "'a', 'b' and None"),
+        (lambda: ResNet(**SMALL, ibn=("a", "c", None, None)), "'a', 'b' and None"),
+        (lambda: ResNet(**SMALL, ibn=("a",)), "1 entries for 4 stages"),
+        (lambda: VoVNet(stem_chs=(8, 8)), "2 entries; the stem has three"),
         (lambda: ResNet("wide"), "there are basic, bottleneck"),
         (lambda: ResNet(layers=(1, 1)), "layers has 2 stages, channels 4"),
         (lambda: ResNet(**SMALL, drop_rate=1.0), "probability below 1"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from paperworks.errors import InputError
+
+Axis = Literal["depth", "width", "resolution"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,40 @@ def next_axis(epochs: float, *, overfitting: float = 100.0) -> Literal["depth", 
     return "depth" if epochs >= overfitting else "width"
 
 
-def measured_axis(points: Sequence[Point]) -> dict[str, float]:
-    """Gain in accuracy per doubling of each size, by least squares over measured points: accuracy ~ log2 of depth, width and
-    resolution. Sizes that do not vary are left out. InputError with fewer points than unknowns."""
+@dataclass(frozen=True)
+class Gains:
+    """What enlarging each size has brought among measured networks."""
+
+    per_doubling_of_cost: dict[Axis, float]
+    """accuracy gained where the cost is doubled by this size alone"""
+    cost_exponents: dict[Axis, float]
+    """cost grows like the size to this power"""
+
+    @property
+    def axis(self) -> Axis:
+        """The size to enlarge next: most accuracy for the same cost."""
+        return max(self.per_doubling_of_cost, key=lambda axis: self.per_doubling_of_cost[axis])
+
+
+def measured_axis(points: Sequence[Point]) -> Gains:
+    """Which size is worth its cost, by least squares over measured points: accuracy and log2 cost, each as a sum over log2 of
+    depth, width and resolution; the quotient of a size's two slopes is its gain per doubling of cost. A doubled width that
+    brings more than a doubled depth may still be the worse choice, as it costs four times as much and not twice.
+
+    Sizes that do not vary are left out. InputError where the points cannot tell the sizes apart, or where a size costs nothing.
+    """
     import numpy as np
 
-    axes = [axis for axis in ("depth", "width", "resolution") if len({getattr(point, axis) for point in points}) > 1]
-    if len(points) < len(axes) + 1 or not axes:
-        raise InputError(f"{len(points)} points cannot tell {len(axes)} sizes apart: measure more networks")
-    if any(getattr(point, axis) <= 0 for point in points for axis in axes):
-        raise InputError("sizes must be positive")
+    axes: list[Axis] = [axis for axis in get_args(Axis) if len({getattr(point, axis) for point in points}) > 1]
+    if any(getattr(point, axis) <= 0 for point in points for axis in axes) or any(point.cost <= 0 for point in points):
+        raise InputError("sizes and costs must be positive")
     table = np.array([[1.0, *(np.log2(getattr(point, axis)) for axis in axes)] for point in points])
-    solved = np.linalg.lstsq(table, np.array([point.accuracy for point in points]), rcond=None)[0]
-    return dict(zip(axes, map(float, solved[1:])))
+    if not axes or np.linalg.matrix_rank(table) < len(axes) + 1:
+        raise InputError(f"{len(points)} points cannot tell {len(axes)} sizes apart: measure more networks")
+    targets = np.array([[point.accuracy, np.log2(point.cost)] for point in points])
+    slopes = np.linalg.lstsq(table, targets, rcond=None)[0][1:]
+    gains, exponents = (dict(zip(axes, map(float, column))) for column in slopes.T)
+    for axis, exponent in exponents.items():
+        if exponent < 1e-6:
+            raise InputError(f"cost does not grow with {axis} among these points: there is no gain per cost to tell")
+    return Gains({axis: gains[axis] / exponents[axis] for axis in axes}, exponents)

@@ -13,21 +13,24 @@ from torch.nn import functional as F
 
 from paperworks.backbones.protocol import Backbone
 from paperworks.backbones.registry import Entry
-from paperworks.layers.instance_batch_norm import InstanceBatchNorm
+from paperworks.errors import InputError
+from paperworks.layers.instance_batch_norm import DENSE_EVERY, DENSE_RATIO, InstanceBatchNorm
 from paperworks.layers.pretrained import load_official
-
-IBN_BLOCKS, IBN_EVERY, IBN_RATIO = 3, 3, 0.6
-"""IBN-Net's rule: in the first three blocks, every third layer's first norm, 60 % of whose channels stay batch norm"""
 
 
 class DenseLayer(nn.Module):
-    """norm-relu-conv 1x1 to bn_size x growth, norm-relu-conv 3x3 to growth; the new channels follow the old ones."""
+    """norm-relu-conv 1x1 to bn_size x growth, norm-relu-conv 3x3 to growth; the new channels follow the old ones.
+
+    ibn_ratio: share of the first norm's channels that stay batch norm, the others are instance-normalised; None for all.
+    """
 
     norm_pairs = (("conv1", "norm2"),)
 
-    def __init__(self, inputs: int, growth: int, bn_size: int, drop: float, ibn: bool):
+    def __init__(self, inputs: int, growth: int, bn_size: int, drop: float, ibn_ratio: float | None):
         super().__init__()
-        self.norm1: nn.Module = InstanceBatchNorm(inputs, IBN_RATIO, "BN") if ibn else nn.BatchNorm2d(inputs)
+        self.norm1: nn.Module = nn.BatchNorm2d(inputs)
+        if ibn_ratio is not None:
+            self.norm1 = InstanceBatchNorm(inputs, ibn_ratio, "BN")
         self.conv1 = nn.Conv2d(inputs, bn_size * growth, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(bn_size * growth)
         self.conv2 = nn.Conv2d(bn_size * growth, growth, 3, padding=1, bias=False)
@@ -42,7 +45,8 @@ class DenseNet(Backbone):
     """[N, in_chans, H, W], at least 32 pixels, -> [N, num_classes]; five feature maps (1/2 to 1/32).
 
     A map is what the next transition receives, so the last one has no norm yet: `forward_head` applies norm5 and ReLU.
-    ibn: instance norm by IBN-Net's rule. stem_stride: 4; 1 for small images.
+    ibn: instance norm in the first norm of every ibn_interval-th layer of the first ibn_stages blocks (None: all but the last),
+    for the share 1 - ibn_ratio of the channels; IBN-Net's rule by default. stem_stride: 4; 1 for small images.
     """
 
     blocks_pattern = r"^features\.denseblock(\d+)\.denselayer(\d+)"
@@ -58,10 +62,16 @@ class DenseNet(Backbone):
         in_chans: int = 3,
         drop_rate: float = 0.0,
         ibn: bool = False,
+        ibn_stages: int | None = None,
+        ibn_interval: int = DENSE_EVERY,
+        ibn_ratio: float = DENSE_RATIO,
         stem_stride: int = 4,
     ):
         super().__init__()
         self.num_classes, self.in_chans, self.depth = num_classes, in_chans, len(block_config)
+        mixed_blocks = self.depth - 1 if ibn_stages is None else ibn_stages
+        if not 0 <= mixed_blocks <= self.depth or ibn_interval < 1:
+            raise InputError(f"ibn_stages={ibn_stages} is 0 to {self.depth}, ibn_interval={ibn_interval} at least 1")
         size, stride = (7, 2) if stem_stride > 1 else (3, 1)
         parts: OrderedDict[str, nn.Module] = OrderedDict(
             conv0=nn.Conv2d(in_chans, num_init_features, size, stride, size // 2, bias=False),
@@ -74,9 +84,9 @@ class DenseNet(Backbone):
         for number, layers in enumerate(block_config, 1):
             block: OrderedDict[str, nn.Module] = OrderedDict()
             for layer in range(layers):
-                mixed = ibn and number <= IBN_BLOCKS and layer % IBN_EVERY == 0
+                mixed = ibn and number <= mixed_blocks and layer % ibn_interval == 0
                 block[f"denselayer{layer + 1}"] = DenseLayer(
-                    channels + layer * growth_rate, growth_rate, bn_size, drop_rate, mixed
+                    channels + layer * growth_rate, growth_rate, bn_size, drop_rate, ibn_ratio if mixed else None
                 )
             parts[f"denseblock{number}"] = nn.Sequential(block)
             channels += layers * growth_rate

@@ -4,99 +4,21 @@ convolutions, squeeze-and-excitation, instance norm. Module names are torchvisio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from paperworks.backbones.protocol import Backbone, per_stage
+from paperworks.backbones.protocol import Backbone
 from paperworks.backbones.registry import Entry
+from paperworks.backbones.residual_blocks import BLOCKS, BasicBlock, Block, Bottleneck
 from paperworks.errors import InputError
 from paperworks.layers.channel_attention import LinearSqueezeExcite, SqueezeExcite
-from paperworks.layers.drop_path import DropPath, linear_rates
-from paperworks.layers.instance_batch_norm import InstanceBatchNorm, InstanceNorm
+from paperworks.layers.drop_path import linear_rates
+from paperworks.layers.instance_batch_norm import IBN, InstanceNorm, stage_marks
+from paperworks.layers.pretrained import load_official
 
-IBN = Literal["a", "b"]
 Attention = Literal["", "se", "se_linear"]
-
-
-class Block(nn.Module):
-    """What both kinds of block share: relu(branch(x) + shortcut(x)), and where IBN puts its instance norms.
-
-    ibn "a": the branch's first norm is half instance norm; "b": instance norm after the sum.
-    """
-
-    expansion: ClassVar[int]
-    norm_pairs: ClassVar[Sequence[tuple[str, str]]]
-    """names of a convolution and the norm that follows it at once; inference folds them"""
-
-    def __init__(self, outputs: int, shortcut: nn.Sequential | None, attention: nn.Module, drop_path: float, ibn: IBN | None):
-        super().__init__()
-        self.downsample = shortcut
-        self.se = attention
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.IN = InstanceNorm(outputs) if ibn == "b" else nn.Identity()
-        self.relu = nn.ReLU(inplace=True)
-
-    def branch(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.IN(self.drop_path(self.se(self.branch(x))) + shortcut))
-
-
-class BasicBlock(Block):
-    """Two 3x3 convolutions; the first one strides."""
-
-    expansion = 1
-    norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"))
-
-    def __init__(self, inputs: int, planes: int, stride: int, *, ibn: IBN | None, ibn_ratio: float, **common: Any):
-        super().__init__(planes, ibn=ibn, **common)
-        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
-        self.bn1 = InstanceBatchNorm(planes, ibn_ratio) if ibn == "a" else nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-
-    def branch(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-
-
-class Bottleneck(Block):
-    """1x1, 3x3 (which strides) and 1x1 to four times as many channels. `groups` and `base_width` as in ResNeXt (1611.05431)."""
-
-    expansion = 4
-    norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-
-    def __init__(
-        self,
-        inputs: int,
-        planes: int,
-        stride: int,
-        *,
-        ibn: IBN | None,
-        ibn_ratio: float,
-        groups: int = 1,
-        base_width: int = 64,
-        **common: Any,
-    ):
-        super().__init__(4 * planes, ibn=ibn, **common)
-        width = int(planes * base_width / 64) * groups
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = InstanceBatchNorm(width, ibn_ratio) if ibn == "a" else nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * planes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * planes)
-
-    def branch(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
-
-
-BLOCKS: dict[str, type[BasicBlock | Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(Backbone):
@@ -106,9 +28,11 @@ class ResNet(Backbone):
     stem: "plain" (7x7, stride 2) or "deep" (three 3x3 of stem_width, stem_width and 2 stem_width channels, ResNet-D).
     stem_pool: "max", "conv" (3x3 convolution of stride 2, ResNet-RS) or "none". stem_stride: 2; 1 for small images.
     avg_down: shortcuts that stride average first (cells beyond the edge are not counted), then convolve.
-    attention: "se" (biases, width ratio se_ratio of the block's output) or "se_linear" (none). ibn: "a", "b" or None per stage;
-    "b" in the list also makes the stem's norm an instance norm. drop_path_rule: "stage" grows from stage to stage,
-    rate x (2, 3, 4, 5) / 5, as the ResNet-RS code does; "block" grows linearly over all blocks, as timm does.
+    attention: "se" (biases, width ratio se_ratio of the block's output) or "se_linear" (none).
+    ibn: "a", "b" or None per stage, or one of them: "a" is then for all stages but the last, "b" for the first half. "b" also
+    makes the stem's norm an instance norm. drop_path_rule: "stage" grows from stage to stage, rate x (2, 3, 4, 5) / 5, as the
+    ResNet-RS code does; "block" grows linearly over all blocks, as timm does.
+    bn_momentum: of the statistics; with 1.0 they are those of the last batch, for training whose averaged weights smooth them.
     """
 
     blocks_pattern = r"^layer(\d+)\.(\d+)"
@@ -136,6 +60,7 @@ class ResNet(Backbone):
         drop_path_rate: float = 0.0,
         drop_path_rule: Literal["stage", "block"] = "stage",
         zero_init_last: bool = True,
+        bn_momentum: float = 0.1,
     ):
         super().__init__()
         if block not in BLOCKS:
@@ -150,7 +75,7 @@ class ResNet(Backbone):
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grouping = {"groups": groups, "base_width": base_width} if kind is Bottleneck else {}
         self.attention, self.se_ratio, self.avg_down, self.ibn_ratio = attention, se_ratio, avg_down, ibn_ratio
-        marks = per_stage("ibn", ibn, len(layers))
+        marks = stage_marks(ibn, len(layers))
         width = self._make_stem(stem, stem_width, stem_stride, stem_pool, "b" in marks)
         self.feature_info = [{"num_chs": width, "reduction": stem_stride, "module": "relu", "index": 0}]
         reduction = stem_stride * (1 if stem_pool == "none" else 2)
@@ -167,6 +92,9 @@ class ResNet(Backbone):
         self.num_features = self.head_hidden_size = width
         self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self._initialise(zero_init_last)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = bn_momentum
 
     # --- building ---------------------------------------------------------------------------------------------------------
 
@@ -188,6 +116,7 @@ class ResNet(Backbone):
             self.conv1 = nn.Conv2d(self.in_chans, width, size, stride, size // 2, bias=False)
         else:
             raise InputError(f"stem={stem!r}: there are 'plain' and 'deep'")
+        self.norm_pairs = (("conv1.6" if stem == "deep" else "conv1", "bn1"),)
         self.bn1: nn.Module = InstanceNorm(outputs) if instance else nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         if pool == "conv":
@@ -260,6 +189,15 @@ class ResNet(Backbone):
                     assert isinstance(last, nn.BatchNorm2d)
                     nn.init.zeros_(last.weight)
 
+    @classmethod
+    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
+        """Files of torchvision, timm and the authors of IBN-Net, in a network built with the given arguments."""
+        model = cls(**official)
+        try:
+            return load_official(model, state_dict)
+        except InputError as error:
+            raise InputError(f"{error}{_hint(model.state_dict(), state_dict)}") from None
+
     # --- timm's protocol --------------------------------------------------------------------------------------------------
 
     def stem_module(self) -> nn.Module:
@@ -291,6 +229,25 @@ class ResNet(Backbone):
         return {"stem": r"^conv1|^bn1|^maxpool", "blocks": r"^layer(\d+)" if coarse else self.blocks_pattern}
 
 
+def _hint(ours: Iterable[str], theirs: Iterable[str]) -> str:
+    """What kind of network the names of a file's weights are of, where it is another kind than ours."""
+    if ("conv1.weight" in theirs) != ("conv1.weight" in ours):
+        kinds = ("a plain stem (one convolution)", "a deep stem (three convolutions, as ResNet-RS has)")
+        there, here = kinds if "conv1.weight" in theirs else kinds[::-1]
+        return f"; the file is of a network with {there}, this one has {here}"
+    there, here = _ibn_form(theirs), _ibn_form(ours)
+    if there == here:
+        return ""
+    loading = "; ibn_from_plain starts a network with IBN from such a file" if there == "no IBN" else ""
+    return f"; the file is of a network with {there}, this one has {here}{loading}"
+
+
+def _ibn_form(names: Iterable[str]) -> str:
+    if any(".bn1.IN." in name for name in names):
+        return "IBN-a"
+    return "IBN-b" if any(".IN." in name for name in names) else "no IBN"
+
+
 def stage_drop_path_rates(rate: float, stages: int) -> list[float]:
     """One rate per stage, as the ResNet-RS code has it: rate x 2/5, 3/5, 4/5, 5/5 for four stages."""
     return [rate * (index + 2) / (stages + 1) for index in range(stages)]
@@ -302,24 +259,6 @@ def _drop_path_rates(rate: float, layers: Sequence[int], rule: str) -> list[list
     if rule != "block":
         raise InputError(f"drop_path_rule={rule!r}: there are 'stage' and 'block'")
     return linear_rates(rate, layers)
-
-
-def ibn_from_plain(model: ResNet, state_dict: Mapping[str, Tensor]) -> ResNet:
-    """Load a plain ResNet's weights into one with IBN-a norms: each half takes its channels' weight and bias, the instance
-    half drops the running statistics, which it has no use for."""
-    given = dict(state_dict)
-    for name, module in model.named_modules():
-        if not isinstance(module, InstanceBatchNorm):
-            continue
-        halves = ("IN", "BN") if module.first == "IN" else ("BN", "IN")
-        for key in ("weight", "bias", "running_mean", "running_var"):
-            whole = given.pop(f"{name}.{key}")
-            for half, part in zip(halves, (whole[: module.split], whole[module.split :])):
-                if half == "BN" or key in ("weight", "bias"):
-                    given[f"{name}.{half}.{key}"] = part
-        given[f"{name}.BN.num_batches_tracked"] = given.pop(f"{name}.num_batches_tracked")
-    model.load_state_dict(given)
-    return model
 
 
 # --- named networks ---------------------------------------------------------------------------------------------------

@@ -10,21 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paperworks.backbones.residual_blocks import Block
 from paperworks.backbones.resnet import ResNet
 from paperworks.errors import InputError
-from paperworks.layers.channel_attention import SqueezeExcite
+from paperworks.layers.channel_attention import LinearSqueezeExcite, SqueezeExcite
+
+IMAGE_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class VideoResNet(nn.Module):
     """Clips [N, C, T, H, W] -> [N, num_classes], from a ResNet whose weights it takes over.
 
-    temporal: names of a block's convolutions that get a kernel of three frames ("conv1", the first, by default), centred so
-    that a still clip gives what the image network gives for its frame. stem_frames: of the stem's first convolution.
+    temporal: names of a block's convolutions that get a kernel of three frames, by default the first and the third of a
+    bottleneck and the first of a basic block; centred so that a still clip gives what the image network gives for its frame.
+    stem_frames: of the stem's first convolution. Instance norms and gates take their statistics over a whole clip.
     """
 
-    def __init__(self, network: ResNet, *, temporal: Sequence[str] = ("conv1",), stem_frames: int = 1):
+    def __init__(self, network: ResNet, *, temporal: Sequence[str] | None = None, stem_frames: int = 1):
         super().__init__()
-        known = {name for block in network.modules() for name in dict(block.named_children()) if name.startswith("conv")}
+        blocks = [module for module in network.modules() if isinstance(module, Block)]
+        known = {name for block in blocks for name, _ in block.named_children() if name.startswith("conv")}
+        if temporal is None:
+            temporal = [name for name in ("conv1", "conv3") if name in known]
         unknown = [name for name in temporal if name not in known]
         if unknown:
             raise InputError(f"temporal={unknown[0]!r}: blocks have {', '.join(sorted(known))}")
@@ -44,6 +51,9 @@ class VideoResNet(nn.Module):
                 self.network.conv1[0] = wider
             else:
                 self.network.conv1 = wider
+        for name, module in self.network.named_modules():
+            if isinstance(module, IMAGE_LAYERS):
+                raise InputError(f"{name} of the network is a {type(module).__name__}, which has no form for clips here")
         self.num_classes, self.in_chans = network.num_classes, network.in_chans
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -55,6 +65,15 @@ class VideoResNet(nn.Module):
                 x = module(x)
         pooled = F.dropout(x.mean((2, 3, 4)), self.network.drop_rate, self.training)
         return self.network.fc(pooled)
+
+
+class _LinearSqueezeExcite3d(nn.Module):
+    def __init__(self, layer: LinearSqueezeExcite):
+        super().__init__()
+        self.fc = layer.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean((2, 3, 4)))[:, :, None, None, None]
 
 
 class _SqueezeExcite3d(nn.Module):
@@ -99,6 +118,12 @@ def _inflated(module: nn.Module, frames: int) -> nn.Module | None:
                 module.ceil_mode,
                 module.count_include_pad,
             )
+        case nn.InstanceNorm2d():  # the halves of an InstanceBatchNorm too, which itself takes maps of any dimensions
+            instance = nn.InstanceNorm3d(module.num_features, module.eps, affine=module.affine)
+            instance.load_state_dict(module.state_dict())
+            return instance
+        case LinearSqueezeExcite():
+            return _LinearSqueezeExcite3d(module)
         case SqueezeExcite():
             return _SqueezeExcite3d(module)
     return None

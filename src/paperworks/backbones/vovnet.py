@@ -125,6 +125,8 @@ class VoVNet(Backbone):
         count = len(stage_conv_chs)
         per_stage("stage_out_chs", stage_out_chs, count)
         per_stage("block_per_stage", block_per_stage, count)
+        if len(stem_chs) != 3:
+            raise InputError(f"stem_chs has {len(stem_chs)} entries; the stem has three convolutions")
         if stem_stride not in (1, 2, 4):
             raise InputError(f"stem_stride={stem_stride}: 4, or 2 or 1 for small images")
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
