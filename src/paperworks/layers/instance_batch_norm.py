@@ -113,9 +113,10 @@ class InstancePart(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _check_size(x)
         values = x[:, self.channels].float()
-        variance, mean = torch.var_mean(values, (2, 3), correction=0, keepdim=True)
+        centred = values - values.mean((2, 3), keepdim=True)
+        variance = centred.square().mean((2, 3), keepdim=True)  # torch.var_mean over two dimensions takes ten times as long
         scale = self.weight.view(-1, 1, 1) * torch.rsqrt(variance + self.eps)
-        x[:, self.channels] = torch.addcmul(self.bias.view(-1, 1, 1) - mean * scale, values, scale).to(x.dtype)
+        x[:, self.channels] = centred.mul_(scale).add_(self.bias.view(-1, 1, 1))
         return x
 
 

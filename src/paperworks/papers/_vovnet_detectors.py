@@ -8,7 +8,7 @@ from torch import nn
 from paperworks.backbones.registry import create
 from paperworks.backbones.vovnet import VoVNet
 
-STEPS = 30
+STEPS = 20
 
 
 class Pyramid(nn.Module):
