@@ -64,3 +64,13 @@ def test_errors_name_the_remedy() -> None:
         sample_tokens(model, torch.tensor([0]), Draws.seeded(0, 1), temperature=0)
     with pytest.raises(InputError, match="at least 1"):
         RQTransformer(4, 0, 1)
+
+
+def test_places_differ_from_the_start_and_each_level_has_a_head_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = RQTransformer(4, 50, LEVELS, CODES, 64, 1, 2)
+    assert float(model.position_embedding.std()) == pytest.approx(0.02, rel=0.1)
+    assert float(model.level_embedding.std()) == pytest.approx(0.02, rel=0.3)
+    tokens = torch.randint(CODES, (1, LEVELS * 50))
+    model(torch.tensor([0]), tokens).unflatten(1, (LEVELS, 50))[:, 1].sum().backward()
+    assert [head.weight.grad is not None and bool(head.weight.grad.any()) for head in model.level_heads] == [False, True, False]

@@ -19,7 +19,7 @@ from paperworks.generators.residual_masked import (
     log_probability_of_counts,
     visible_counts,
 )
-from paperworks.generators.residual_masked_sampling import _unmask, refill, sample, vectors_of
+from paperworks.generators.residual_masked_sampling import _guided, _unmask, refill, sample, vectors_of
 from paperworks.objectives.residual_masking import ResidualMasking
 from paperworks.tokenizers.quantizers import ResidualQuantizer
 from paperworks.training.objective import Context
@@ -36,6 +36,10 @@ def quantizer(depth: int = 3) -> ResidualQuantizer:
 def model(depth: int = 3) -> ResidualMaskedTransformer:
     torch.manual_seed(1)
     return ResidualMaskedTransformer(3, 5, depth, 4, 16, 1, 2, 4).eval()
+
+
+def classless() -> ResidualMaskedTransformer:
+    return ResidualMaskedTransformer(0, 5, 3, 4, 16, 1, 2, 4).eval()
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 100), st.data())
@@ -136,6 +140,7 @@ def test_the_schedule_ends_with_everything_visible():
         (lambda: keep_mask(torch.tensor([[3]]), 2), "there are 2 levels"),
         (lambda: draw_masked_counts(1, 2, 2, torch.tensor([5]), torch.Generator()), "cannot be masked"),
         (lambda: sample(model(), quantizer(), torch.tensor([0]), Draws.seeded(0, 1), steps=0), "at least 1"),
+        (lambda: sample(classless(), quantizer(), torch.tensor([0]), Draws.seeded(0, 1), guidance=1.0), "network of classes"),
         (lambda: sample(model(), quantizer(2), torch.tensor([0]), Draws.seeded(0, 1)), "the tokenizer has 2"),
         (lambda: model()(torch.tensor([4]), torch.zeros(1, 5, 4), torch.zeros(1, 5, dtype=torch.int64)), r"0\.\.2"),
         (lambda: model()(torch.tensor([0]), torch.zeros(1, 6, 4), torch.zeros(1, 6, dtype=torch.int64)), "5 x 3"),
@@ -145,3 +150,52 @@ def test_the_schedule_ends_with_everything_visible():
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+# --- the mixture's two forms, guidance ----------------------------------------------------------------------------------
+
+
+def test_a_table_with_offsets_is_the_mixture_of_all_means():
+    table, offset, logits = torch.randn(6, 4), torch.randn(2, 3, 4), torch.randn(2, 3, 6)
+    log_std = torch.randn(2, 3, 6) * 3  # some beyond the bounds
+    whole = Mixture(logits, table + offset[..., None, :], log_std)
+    short = Mixture(logits, table, log_std, offset)
+    target, several, chosen = torch.randn(2, 3, 4), torch.randn(2, 3, 5, 4), torch.randint(6, (2, 3))
+    differences = (target[..., None, :] - whole.mean).square().sum(-1)
+    bounded = log_std.clamp(-7, 7)
+    densities = -differences / (2 * (2 * bounded).exp()) - 4 * (bounded + math.log(2 * math.pi) / 2)
+    expected = -torch.logsumexp(logits.log_softmax(-1) + densities, -1)
+    for mixture in (whole, short):
+        assert torch.allclose(mixture.negative_log_likelihood(target), expected, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(whole.log_densities(several), short.log_densities(several), rtol=1e-3, atol=1e-2)
+    assert torch.allclose(whole.mean_of(chosen), short.mean_of(chosen))
+    assert float(short.std_of(chosen).log().abs().max()) <= 7 + 1e-4
+
+
+def test_likelihoods_hold_one_number_a_component():
+    net = ResidualMaskedTransformer(3, 5, 3, 4, 16, 1, 2, 4)
+    found = net(torch.tensor([0, 1]), torch.zeros(2, 5, 4), torch.zeros(2, 5, dtype=torch.int64))
+    assert found.mean.shape == (4, 4) and found.offset is not None and found.offset.shape == (2, 5, 4)
+    found.negative_log_likelihood(torch.randn(2, 5, 4)).sum().backward()
+    assert all(part.grad is not None for part in (net.component_mean, net.offset.weight, net.head.weight))
+
+
+def test_guidance_moves_shares_and_means():
+    logits, offset = torch.randn(4, 5, 6), torch.randn(4, 5, 4)
+    mixture = Mixture(logits, torch.randn(6, 4), torch.randn(4, 5, 6), offset)
+    both, shares = (_guided(mixture, 2, 1.5, means) for means in (True, False))
+    assert torch.allclose(both.logits, logits[:2] + 1.5 * (logits[:2] - logits[2:]), atol=1e-5)
+    assert torch.allclose(both.offset, offset[:2] + 1.5 * (offset[:2] - offset[2:]), atol=1e-5)
+    assert torch.equal(shares.offset, offset[:2]) and torch.equal(shares.logits, both.logits)
+    assert torch.equal(both.log_std, mixture.log_std[:2]) and torch.equal(both.mean, mixture.mean)
+
+
+def test_refilling_takes_a_mask_of_what_is_visible():
+    code = quantizer()
+    indices = torch.stack(code.encode(torch.randn(2, 5, 4)), -1)
+    visible, wanted = torch.tensor([[0, 1, 2, 3, 1], [3, 3, 0, 0, 2]]), torch.randn(2, 5, 4)
+    keep = torch.arange(3) < visible[..., None]
+    assert torch.equal(refill(code, indices, keep, wanted), refill(code, indices, visible, wanted))
+    keep[0, 0, 2] = True  # a fine level of a position whose coarse ones are hidden
+    with pytest.raises(InputError, match="coarser one of its position is masked"):
+        refill(code, indices, keep, wanted)

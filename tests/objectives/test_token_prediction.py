@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from paperworks.errors import InputError
 from paperworks.objectives.token_prediction import TokenPrediction, negative_log_likelihood
 from paperworks.training.objective import Context
 
@@ -49,3 +51,19 @@ def test_likelihood_is_per_token_over_all_batches():
     model, given = Table(), batch()
     parts = [{name: value[:3] for name, value in given.items()}, {name: value[3:] for name, value in given.items()}]
     assert abs(negative_log_likelihood(model, parts) - negative_log_likelihood(model, [given])) < 1e-6
+
+
+def test_some_tokens_are_read_as_random_ones_in_training_only_and_stay_what_is_predicted():
+    model, given = Table(), batch(200)
+    model.vocab_size, read = 5, []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[1]))
+    objective = TokenPrediction(model, label_dropout=0.0, keep=0.75)
+    trained = objective.train().loss(given, "main", Context(0, 1, 0))
+    changed = read[-1] != given["tokens"]
+    assert 0.12 < float(changed.float().mean()) < 0.28 and int(read[-1].max()) < 5  # a fifth of the random ones are the same
+    plain = TokenPrediction(model, label_dropout=0.0).train().loss(given, "main", Context(0, 1, 0))
+    assert torch.equal(read[-1], given["tokens"]) and torch.equal(trained.total, plain.total)
+    objective.eval().loss(given, "main", Context(0, 1, 0))
+    assert torch.equal(read[-1], given["tokens"])
+    with pytest.raises(InputError, match="chance of a token"):
+        TokenPrediction(model, keep=2.0)

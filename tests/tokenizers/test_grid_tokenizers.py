@@ -99,3 +99,24 @@ def test_soft_weights_of_one_code_each_decode_to_the_same_image(name):
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+DD = {"resolution": 16, "ch": 32, "ch_mult": (1, 1, 1), "num_res_blocks": 1, "z_channels": 8, "in_channels": 1}
+
+
+@pytest.mark.parametrize(("listed", "attention"), [([], False), ([2], False), ([4], True), ([4, 2], True)])
+def test_official_attention_is_where_a_listed_resolution_is_reached(listed, attention):
+    made = VQGANLC(16, 32, 10, 4, **{k: v for k, v in DD.items() if k != "resolution"}, attention=attention)
+    weights = {key.removeprefix("quantize."): value for key, value in made.state_dict().items() if "hit" not in key}
+    for key in [key for key in weights if ".qkv." in key]:
+        parts = weights.pop(key).chunk(3)
+        weights |= {key.replace(".qkv.", f".{name}."): part for name, part in zip("qkv", parts)}
+    official = {"ddconfig": {**DD, "attn_resolutions": listed}, "n_vision_words": 32, "codebook_dim": 10, "embed_dim": 4}
+    loaded = VQGANLC.from_official(weights, **official)
+    assert bool(loaded.encoder.down[2].attn) == attention and not loaded.encoder.down[1].attn
+
+
+def test_official_attention_above_the_lowest_resolution_is_refused():
+    official = {"ddconfig": {**DD, "attn_resolutions": [8, 4]}, "n_vision_words": 32, "codebook_dim": 10, "embed_dim": 4}
+    with pytest.raises(InputError, match=r"attn_resolutions=\[8\]"):
+        VQGANLC.from_official({}, **official)

@@ -131,6 +131,25 @@ def test_a_shared_table_serves_all_levels_with_unit_codes():
         quantizer.lookup([found.indices[0]] * 4)
 
 
+@pytest.mark.parametrize("options", [{"shared": True, "normalize": True}, {}])
+def test_every_level_pulls_at_the_encoder_and_codes_alone_follow_the_residual(options):
+    quantizer, x = ResidualQuantizer(3, 16, 4, beta=1.0, codebook_weight=0.0, **options), vectors().requires_grad_()
+    for book in quantizer.books:
+        torch.nn.init.normal_(book.embedding.weight)
+    (found,) = torch.autograd.grad(quantizer(x).loss, x)
+    residual, total, expected = x, torch.zeros_like(x), torch.zeros(())
+    for level in range(3):
+        code = quantizer.book(level).lookup(quantizer.book(level).encode(residual)).detach()
+        total = total + code
+        left = (F.normalize(residual, dim=-1) - code) if options else (x - total)
+        expected, residual = expected + left.square().mean() / 3, residual - code
+    (wanted,) = torch.autograd.grad(expected, x)
+    assert found.abs().sum() > 0 and torch.allclose(found, wanted, atol=1e-6)
+    only_codes = ResidualQuantizer(3, 16, 4, beta=0.0, **options)
+    (moved,) = torch.autograd.grad(only_codes(x).loss, x)
+    assert moved.abs().sum() == 0
+
+
 # --- a projected table --------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +196,22 @@ def test_kept_projections_are_forgotten_when_weights_change():
         state = {name: value * 2 for name, value in quantizer.state_dict().items()}
         quantizer.load_state_dict(state)
         assert not torch.equal(quantizer.codes(), first)
+
+
+def test_a_new_table_is_checked_and_what_was_kept_of_the_old_one_is_forgotten():
+    quantizer, x = ProjectedQuantizer(torch.randn(30, 20), 6).eval(), vectors(12, 6)
+    with torch.no_grad():
+        quantizer.encode(x), quantizer.codes()
+        table = torch.randn(30, 20)
+        quantizer.set_table(table)
+        fresh = ProjectedQuantizer(table, 6).eval()
+        fresh.codebook_projection.load_state_dict(quantizer.codebook_projection.state_dict())
+        assert torch.equal(quantizer.codes(), fresh.codes()) and torch.equal(quantizer.encode(x), fresh.encode(x))
+    table[3, 4] = float("nan")
+    with pytest.raises(InputError, match="finite numbers"):
+        quantizer.set_table(table)
+    with pytest.raises(InputError, match="does not fit"):
+        quantizer.set_table(torch.zeros(29, 20))
 
 
 def test_centres_are_found_class_by_class():

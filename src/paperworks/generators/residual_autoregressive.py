@@ -50,8 +50,11 @@ class RQTransformer(nn.Module, Pretrained):
         options: dict[str, Any] = {"dropout": dropout}
         self.blocks = nn.ModuleList(Block(dim, heads, 4 * dim, **options) for _ in range(depth))
         self.within = nn.ModuleList(Block(dim, heads, 4 * dim, **options) for _ in range(level_blocks))
-        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, vocab_size)
+        self.norm = nn.LayerNorm(dim)
+        self.level_heads = nn.ModuleList(nn.Linear(dim, vocab_size) for _ in range(levels))  # each level has its own codes
         small_normal(self.modules())
+        for embedding in (self.position_embedding, self.level_embedding):
+            nn.init.normal_(embedding, std=0.02)
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Teacher forcing: labels int64 [B], tokens [B, levels x positions], level after level -> logits [B, L, V] in that
@@ -66,8 +69,8 @@ class RQTransformer(nn.Module, Pretrained):
         y = within.flatten(0, 1)
         for block in self.within:
             y = block(y, causal_attention)
-        logits = self.head(self.norm(y)).unflatten(0, (len(tokens), self.positions))
-        return logits.transpose(1, 2).flatten(1, 2)
+        y = self.norm(y).unflatten(0, (len(tokens), self.positions))
+        return torch.cat([head(y[:, :, level]) for level, head in enumerate(self.level_heads)], 1)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[..., D, C] of tokens int64 [..., D], each level with its own table."""
@@ -111,9 +114,9 @@ def sample_tokens(
             total = _through(model.blocks, x, large)[:, 0]  # what the small network reads: output and levels so far, summed
             entering = torch.zeros_like(total)
             small.rollback(0)
-            for level in range(model.levels):
+            for level, head in enumerate(model.level_heads):
                 y = (total + model.level_embedding[:, level])[:, None]
-                raw = model.head(model.norm(_through(model.within, y, small)[:, 0])).float()
+                raw = head(model.norm(_through(model.within, y, small)[:, 0])).float()
                 raw = guide(raw[:rows], raw[rows:], guidance) if guidance else raw
                 kept = filter_logits(raw / temperature, top_k, top_p)
                 found = pick(kept, uniform[:, position * model.levels + level])
@@ -125,7 +128,7 @@ def sample_tokens(
 
 
 def _cache(model: RQTransformer, rows: int, layers: int, length: int) -> KVCache:
-    weight = model.head.weight
+    weight = model.token_embedding.weight
     return KVCache(layers, rows, model.heads, length, model.dim // model.heads, device=weight.device, dtype=weight.dtype)
 
 

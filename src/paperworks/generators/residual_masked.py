@@ -30,26 +30,52 @@ class Mixture:
     logits: Tensor
     """[..., K]"""
     mean: Tensor
-    """[..., K, C]"""
+    """[..., K, C], or [K, C] for all positions"""
     log_std: Tensor
     """[..., K]: one scale for all channels of a component"""
+    offset: Tensor | None = None
+    """[..., C], added to all means of a position"""
 
     def negative_log_likelihood(self, target: Tensor) -> Tensor:
-        """Nats [...] of target [..., C]: -log sum_k softmax(logits)_k N(target; mean_k, exp(log_std_k)^2 I)."""
-        log_std = self.log_std.clamp(*LOG_STD)
-        squared = (target[..., None, :] - self.mean).square().sum(-1)
-        channels = target.shape[-1]
-        densities = -squared / (2 * (2 * log_std).exp()) - channels * (log_std + math.log(2 * math.pi) / 2)
-        return -torch.logsumexp(self.logits.log_softmax(-1) + densities, -1)
+        """Nats [...] of target [..., C]: -log sum_k softmax(logits)_k N(target; mean_k, exp(log_std_k)^2 I).
+
+        Differences are squared by their expansion, in double precision: [..., K] numbers instead of [..., K, C], and exact also
+        where components are very narrow."""
+        squared = self._squared_distances(target.double()[..., None, :])[..., 0, :]
+        return -torch.logsumexp(self._weights() - squared / (2 * (2 * self._scale()).exp()), -1).float()
 
     def log_densities(self, targets: Tensor) -> Tensor:
-        """log p [..., n] of n targets [..., n, C] at each position, with one product instead of all differences; less exact
-        where components are very narrow, so for ranking only."""
-        log_std, channels = self.log_std.clamp(*LOG_STD), targets.shape[-1]
-        squared = targets.square().sum(-1)[..., None] + self.mean.square().sum(-1)[..., None, :]
-        squared = (squared - 2 * targets @ self.mean.transpose(-1, -2)).clamp(min=0)
-        weights = self.logits.log_softmax(-1) - channels * (log_std + math.log(2 * math.pi) / 2)
-        return torch.logsumexp(weights[..., None, :] - squared / (2 * (2 * log_std).exp())[..., None, :], -1)
+        """log p [..., n] of n targets [..., n, C] at each position, in single precision; less exact where components are very
+        narrow, so for ranking only."""
+        squared = self._squared_distances(targets)
+        return torch.logsumexp(self._weights()[..., None, :] - squared / (2 * (2 * self._scale()).exp())[..., None, :], -1)
+
+    def mean_of(self, chosen: Tensor) -> Tensor:
+        """[..., C] of the component `chosen` int64 [...] at each position."""
+        if self.mean.ndim == 2:
+            found = self.mean[chosen]
+        else:
+            where = chosen[..., None, None].expand(*chosen.shape, 1, self.mean.shape[-1])
+            found = self.mean.gather(-2, where)[..., 0, :]
+        return found if self.offset is None else found + self.offset
+
+    def std_of(self, chosen: Tensor) -> Tensor:
+        """[..., 1]: deviation of the component, within the bounds that the likelihood has too."""
+        return self._scale().gather(-1, chosen[..., None]).exp()
+
+    def _scale(self) -> Tensor:
+        return self.log_std.clamp(*LOG_STD)
+
+    def _weights(self) -> Tensor:
+        """[..., K]: log of each component's share over its normalising constant."""
+        return self.logits.log_softmax(-1) - self.mean.shape[-1] * (self._scale() + math.log(2 * math.pi) / 2)
+
+    def _squared_distances(self, targets: Tensor) -> Tensor:
+        """[..., n, K] of targets [..., n, C], in their precision."""
+        mean = self.mean.to(targets.dtype)
+        points = targets if self.offset is None else targets - self.offset[..., None, :].to(targets.dtype)
+        squared = points.square().sum(-1)[..., None] + mean.square().sum(-1)[..., None, :]
+        return (squared - 2 * points @ mean.transpose(-1, -2)).clamp(min=0)
 
 
 class ResidualMaskedTransformer(nn.Module, Pretrained):
@@ -114,9 +140,8 @@ class ResidualMaskedTransformer(nn.Module, Pretrained):
             assert isinstance(block, AdaLNBlock)
             x = block(x, block.modulation(condition), full_attention)
         x = self.head_nm(x, condition)
-        mean = self.component_mean + self.offset(x)[..., None, :]
         log_std = self.component_log_std + self.spread(x)
-        return Mixture(self.head(x).float(), mean.float(), log_std.float())
+        return Mixture(self.head(x).float(), self.component_mean.float(), log_std.float(), self.offset(x).float())
 
     def check(self, labels: Tensor, visible: Tensor) -> None:
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= self.num_classes):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws, filter_logits, guide, pick
-from paperworks.generators.residual_masked import Mixture, ResidualMaskedTransformer, cosine_total
+from paperworks.generators.residual_masked import Mixture, ResidualMaskedTransformer, cosine_total, visible_counts
 from paperworks.tokenizers.quantizers import ResidualQuantizer
 
 
@@ -23,7 +23,10 @@ class ResidualSampled:
 @torch.no_grad()
 def refill(quantizer: ResidualQuantizer, indices: Tensor, visible: Tensor, masked_sum: Tensor) -> Tensor:
     """Tokens [B, L, D] with the hidden levels replaced by the greedy quantisation of masked_sum [B, L, C], each with its own
-    level's code book; visible levels (the first `visible` [B, L]) stay."""
+    level's code book; visible levels stay. visible: how many they are from the coarse end, int64 [B, L], or which, bool
+    [B, L, D]. InputError when a fine one is visible below a hidden coarse one."""
+    if visible.dtype == torch.bool:
+        visible = visible_counts(visible)
     residual, filled = masked_sum.float().clone(), indices.clone()
     for level in range(quantizer.levels):
         book, hidden = quantizer.book(level), visible <= level
@@ -47,24 +50,28 @@ def sample(
     *,
     steps: int = 16,
     guidance: float = 0.0,
+    guide_means: bool = True,
     top_p: float = 0.95,
     temperature: float = 1.0,
     noise: float = 0.0,
 ) -> ResidualSampled:
     """Tokens of labels [B] in `steps` passes (guided ones run two rows an image).
 
+    guide_means: guidance moves the components' means, too, not their shares alone.
     top_p: of the mixture's components. temperature: of the Gumbel noise on the confidence that decides which tokens become
     final, falling to 0. noise: share of a component's deviation that is added to its mean; 0 takes the mean.
     """
     if steps < 1:
         raise InputError(f"steps={steps} must be at least 1")
+    if guidance and not model.num_classes:
+        raise InputError(f"guidance={guidance} needs a network of classes; this one has none: leave it at 0")
     if quantizer.levels != model.depth or quantizer.channels != model.code_channels:
         raise InputError(
             f"the network was built for {model.depth} levels of {model.code_channels} channels, the tokenizer has "
             f"{quantizer.levels} of {quantizer.channels}"
         )
     with torch.autocast(labels.device.type, enabled=False):
-        return _sample(model, quantizer, labels, draws, steps, guidance, top_p, temperature, noise)
+        return _sample(model, quantizer, labels, draws, steps, guidance, guide_means, top_p, temperature, noise)
 
 
 def _sample(
@@ -74,6 +81,7 @@ def _sample(
     draws: Draws,
     steps: int,
     guidance: float,
+    guide_means: bool,
     top_p: float,
     temperature: float,
     noise: float,
@@ -88,8 +96,7 @@ def _sample(
         sums = (vectors_of(quantizer, indices) * seen).sum(2)
         mixture = model(both, sums.repeat(2, 1, 1) if guidance else sums, visible.repeat(2, 1) if guidance else visible)
         if guidance:
-            logits = guide(mixture.logits[:rows], mixture.logits[rows:], guidance)
-            mixture = Mixture(logits, mixture.mean[:rows], mixture.log_std[:rows])
+            mixture = _guided(mixture, rows, guidance, guide_means)
         scale = model.scales[depth - visible][..., None]
         drawn = _draw(mixture, draws, step, top_p, noise)
         filled = refill(quantizer, indices, visible, drawn * scale)
@@ -102,15 +109,22 @@ def _sample(
     return ResidualSampled([indices[..., level] for level in range(depth)], steps)
 
 
+def _guided(mixture: Mixture, rows: int, weight: float, guide_means: bool) -> Mixture:
+    """Of the mixtures with a class (the first `rows`) and without; deviations are those with a class. All means of a position
+    move by the same: what differs between the two is the offset."""
+    logits = guide(mixture.logits[:rows], mixture.logits[rows:], weight)
+    assert mixture.offset is not None
+    offset = guide(mixture.offset[:rows], mixture.offset[rows:], weight) if guide_means else mixture.offset[:rows]
+    return Mixture(logits, mixture.mean, mixture.log_std[:rows], offset)
+
+
 def _draw(mixture: Mixture, draws: Draws, step: int, top_p: float, noise: float) -> Tensor:
     """A vector [B, L, C] per position: a component by top-p, then its mean (plus noise)."""
     rows, length = mixture.logits.shape[:2]
     chosen = pick(filter_logits(mixture.logits, 0, top_p), draws.uniform(f"component_{step}", (rows, length)))
-    where = chosen[..., None, None].expand(-1, -1, 1, mixture.mean.shape[-1])
-    vectors = mixture.mean.gather(2, where)[:, :, 0]
+    vectors = mixture.mean_of(chosen)
     if noise:
-        std = mixture.log_std.gather(2, chosen[..., None]).exp()
-        vectors = vectors + noise * std * draws.normal(f"noise_{step}", tuple(vectors.shape))
+        vectors = vectors + noise * mixture.std_of(chosen) * draws.normal(f"noise_{step}", tuple(vectors.shape))
     return vectors
 
 

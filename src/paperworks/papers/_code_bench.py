@@ -39,9 +39,13 @@ def usage_and_error(
     steps: int = 500,
     lr: float = 1e-3,
     batch: int = 512,
+    seeded: bool = True,
 ) -> dict[str, float]:
     """Share of codes that occur among all patches and mean squared error, after training 192-256-256-channels and back.
-    Code books are started as the quantiser's own `seed_codes` does only where it has no trained codes of its own."""
+
+    seeded: codes start as the quantiser's own `seed_codes` has it, from the features of as many patches as there are codes and
+    at least a batch, as in `objectives.tokenizer_training`; else as they were initialised.
+    """
     path = bench.folder / f"codes-{name}-{seed}.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -52,11 +56,14 @@ def usage_and_error(
         encoder, decoder, quantizer = _mlp(192, channels), _mlp(channels, 192), build()
     parameters = [p for part in (encoder, decoder, quantizer) for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    for step in range(steps):
+    if seeded:
+        seeding = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(patches), generator=seeding)[: max(batch, quantizer.vocab_size)]
+        with torch.no_grad():
+            quantizer.seed_codes(encoder(patches[some])[:, None], seeding)
+    for _ in range(steps):
         given = patches[torch.randint(len(patches), (batch,), generator=generator)]
         features = encoder(given)[:, None]
-        if step == 0 and quantizer.table(0) is None:
-            quantizer.seed_codes(features.detach(), generator)
         quantized = quantizer(features)
         loss = F.mse_loss(decoder(quantized.features[:, 0]), given) + quantized.loss
         optimizer.zero_grad()

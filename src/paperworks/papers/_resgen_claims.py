@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
 from torch import nn
 
+from paperworks.analysis.timing import alternate
 from paperworks.generators.draws import Draws
+from paperworks.generators.residual_autoregressive import RQTransformer
+from paperworks.generators.residual_autoregressive import sample_tokens as sample_one_by_one
 from paperworks.generators.residual_masked import ResidualMaskedTransformer, cosine_total, draw_masked_counts, keep_mask
 from paperworks.generators.residual_masked_sampling import sample, vectors_of
 from paperworks.objectives.residual_masking import ResidualMasking, levels_last
@@ -30,22 +34,56 @@ MIXTURE: dict[str, Any] = {
 }
 
 
+POSITIONS, DEPTHS = 64, (1, 4, 16)
+
+
 def calls(steps: int = 16) -> Measured:
-    """Passes counted by a hook, for three depths."""
-    passes = {}
-    for depth in (1, 4, 16):
-        model = ResidualMaskedTransformer(2, 64, depth, 4, 16, 1, 1, 2).eval()
-        count = [0]
-        hook = model.head.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
-        sample(model, ResidualQuantizer(depth, 4, 4).eval(), torch.tensor([0]), Draws.seeded(0, 1), steps=steps)
-        hook.remove()
-        passes[depth] = count[0]
-    same = len(set(passes.values())) == 1
-    ratio = 64 * 16 / passes[16] if same else 0.0
-    detail = ", ".join(f"depth {depth}: {number} passes" for depth, number in passes.items())
-    return Measured(
-        ratio, "any", f"{detail}; one token after the other takes {64 * 16}", numbers={"passes": passes}, unit="x fewer passes"
+    """Passes counted by hooks at several depths, of ResGen and of an RQ-Transformer of the same width over the same tokens, and
+    the seconds of both, which sample in turns."""
+    passes: dict[str, dict[int, int]] = {"ResGen": {}, "RQ-Transformer": {}}
+    seconds: dict[str, dict[int, float]] = {"ResGen": {}, "RQ-Transformer": {}}
+    labels = torch.tensor([0])
+    for depth in DEPTHS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            masked = ResidualMaskedTransformer(2, POSITIONS, depth, 4, 64, 2, 2, 16).eval()
+            one_by_one = RQTransformer(2, POSITIONS, depth, 4, 64, 2, 2, level_blocks=1).eval()
+            quantizer = ResidualQuantizer(depth, 4, 4).eval()
+        works: dict[str, Callable[[], Any]] = {
+            "ResGen": partial(_sampled, masked, quantizer, labels, steps),
+            "RQ-Transformer": partial(_sampled_one_by_one, one_by_one, labels),
+        }
+        passes["ResGen"][depth] = _counted([masked.head], works["ResGen"])
+        passes["RQ-Transformer"][depth] = _counted(list(one_by_one.level_heads), works["RQ-Transformer"])
+        for name, times in alternate(works, rounds=3, warmup=0).items():
+            seconds[name][depth] = median(times)
+    same = len(set(passes["ResGen"].values())) == 1
+    ratio = passes["RQ-Transformer"][16] / passes["ResGen"][16] if same else 0.0
+    detail = "; ".join(
+        f"depth {depth}: "
+        + ", ".join(f"{name} {row[depth]} passes, {1e3 * seconds[name][depth]:.0f} ms" for name, row in passes.items())
+        for depth in DEPTHS
     )
+    scale = f"{POSITIONS} positions, networks of 2 layers x 64, one image"
+    return Measured(ratio, scale, detail, numbers={"passes": passes, "seconds": seconds}, unit="x fewer passes")
+
+
+def _sampled(model: ResidualMaskedTransformer, quantizer: ResidualQuantizer, labels: torch.Tensor, steps: int) -> Any:
+    return sample(model, quantizer, labels, Draws.seeded(0, 1), steps=steps)
+
+
+def _sampled_one_by_one(model: RQTransformer, labels: torch.Tensor) -> Any:
+    return sample_one_by_one(model, labels, Draws.seeded(0, 1))
+
+
+def _counted(parts: Sequence[nn.Module], work: Callable[[], Any]) -> int:
+    """How often `work` runs any of the modules."""
+    count = [0]
+    hooks = [part.register_forward_hook(lambda *_: count.__setitem__(0, count[0] + 1)) for part in parts]
+    work()
+    for hook in hooks:
+        hook.remove()
+    return count[0]
 
 
 class _Levels(nn.Module):
@@ -55,9 +93,6 @@ class _Levels(nn.Module):
         super().__init__()
         self.inner = ResidualQuantizer(depth, 64, 8)
         self.vocab_size = 64
-
-    def table(self, level: int) -> None:
-        return None  # its codes start from data
 
     def seed_codes(self, features: torch.Tensor, generator: torch.Generator) -> None:
         self.inner.seed_codes(features, generator)
@@ -72,7 +107,7 @@ class _Levels(nn.Module):
         return self.inner.lookup(list(indices.split(1, 1)))
 
 
-def depth_helps(bench: Bench, config: Any) -> Measured:
+def depth_helps(bench: Bench) -> Measured:
     """Largest ratio of an error to that of half the depth; the fidelity half of the claim."""
     depths, ratios, table = (1, 2, 4, 8), [], {}
     for seed in bench.seeds:
@@ -86,9 +121,7 @@ def depth_helps(bench: Bench, config: Any) -> Measured:
 
 def mixture_gap(bench: Bench, kit: Kit, config: Any) -> Measured:
     """The same network with 64 components and with one, on the same tokens; held-out likelihood of the same masks."""
-    config = replace(
-        config, copies=2, tokenizer_training=replace(config.tokenizer_training, steps=400), sampling=config.sampling
-    )
+    config = replace(config, copies=2, tokenizer_training=replace(config.tokenizer_training, steps=400))
     tokenizer, data = trained_tokenizer(bench, kit, config, "model")
     test = open_split(config.data, "test", channels=config.channels)
     held_out = tokenize(tokenizer, framed(test, config.image_size), labels_of(test)).columns

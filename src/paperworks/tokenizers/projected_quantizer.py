@@ -42,10 +42,8 @@ class ProjectedQuantizer(CodeBook):
         start: Literal["data", "paper"] = "data",
     ):
         values = torch.zeros(table) if isinstance(table, tuple) else table
-        finite = isinstance(table, tuple) or (values.is_floating_point() and bool(values.isfinite().all()))
-        if values.ndim != 2 or not finite:
-            what = f"{values.dtype} {list(values.shape)}"
-            raise InputError(f"a code book is a table of finite numbers [codes, features], not {what}")
+        if values is table or values.ndim != 2:
+            check_table(values)
         super().__init__(len(values), channels)
         self.beta, self.codebook_weight, self.start = beta, codebook_weight, start
         width = values.shape[1]
@@ -59,6 +57,18 @@ class ProjectedQuantizer(CodeBook):
             self.codebook_projection = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         self.projected = None
         self._tree = None
+
+    @torch.no_grad()
+    def set_table(self, table: Tensor) -> None:
+        """Fill the frozen table, for instance with `class_wise_centres` of any network's features."""
+        weight = self.tok_embeddings.weight
+        if table.shape != weight.shape:
+            raise InputError(
+                f"a code book of {list(table.shape)} does not fit {list(weight.shape)}: change vocab_size or table_width"
+            )
+        check_table(table)
+        weight.copy_(table)
+        self._forget()
 
     def codes(self) -> Tensor:
         """The projected codes [V, C]; in evaluation computed once."""
@@ -135,6 +145,13 @@ class ProjectedQuantizer(CodeBook):
             with torch.no_grad():
                 self._tree = cKDTree(self.codes().numpy())
         return self._tree
+
+
+def check_table(values: Tensor) -> None:
+    """Raises InputError unless `values` is a table of finite numbers [V, D]."""
+    if values.ndim != 2 or not values.is_floating_point() or not bool(values.isfinite().all()):
+        what = f"{values.dtype} {list(values.shape)}"
+        raise InputError(f"a code book is a table of finite numbers [codes, features], not {what}")
 
 
 def _root(covariance: Tensor, inverse: bool = False) -> Tensor:

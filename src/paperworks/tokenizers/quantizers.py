@@ -269,7 +269,7 @@ class ResidualQuantizer(CodeBook):
 
     def forward(self, features: Tensor) -> Quantized:
         raw = features.float()
-        residual, total = raw.detach(), torch.zeros_like(raw)
+        residual, total = raw, torch.zeros_like(raw)  # what is subtracted has no gradient; every level pulls at the encoder
         loss, indices, vectors = raw.new_zeros(()), [], []
         for level in range(self.levels):
             book = self.book(level)
@@ -281,7 +281,7 @@ class ResidualQuantizer(CodeBook):
             else:  # the encoder is pulled towards the sum so far, as RQ-VAE has it (equation 6)
                 loss = loss + book.beta * F.mse_loss(raw, total.detach())
                 if not book.ema:
-                    loss = loss + book.codebook_weight * F.mse_loss(quantised, residual)
+                    loss = loss + book.codebook_weight * F.mse_loss(quantised, residual.detach())
             residual = residual - quantised.detach()
             indices.append(found.indices[0])
             vectors.append(found.vectors[0])

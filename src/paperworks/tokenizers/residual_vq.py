@@ -72,9 +72,5 @@ class ResidualVQVAE(VQGANLC):
         """Images [B, C, H, W] in [0, 1] of the first levels' tokens, [B, h w] each."""
         return self._decode(self.quantize.lookup(indices))
 
-    def decode_sums(self, sums: Tensor) -> Tensor:
-        """Images of summed code vectors [B, h w, embed_dim]."""
-        return self._decode(sums)
-
     def decode_soft(self, weights: Sequence[Tensor]) -> Tensor:
-        raise InputError("a residual tokenizer has no soft weights; decode_sums takes sums of code vectors")
+        raise InputError("a residual tokenizer has no soft weights: give tokens of each level to decode")

@@ -73,9 +73,11 @@ class VQGANLC(nn.Module, Pretrained):
         perceptual loss are left out."""
         dd = official["ddconfig"]
         resolution = dd["resolution"]
-        attended = [resolution // 2 ** (len(dd["ch_mult"]) - 1)]
-        if list(dd.get("attn_resolutions", [])) not in ([], attended):
-            raise InputError(f"attn_resolutions={dd['attn_resolutions']}: attention is built at the lowest resolution only")
+        levels = [resolution // 2**level for level in range(len(dd["ch_mult"]))]
+        listed = set(dd.get("attn_resolutions") or ())
+        above = sorted(listed.intersection(levels[:-1]))
+        if above:  # a listed resolution that the network never has does nothing, as in the released f8 configuration
+            raise InputError(f"attn_resolutions={above}: attention is built at the lowest resolution, {levels[-1]}, only")
         tuning = official.get("tuning_codebook", 0)
         kinds: dict[int, Kind] = {-1: "fc", -2: "fixed", 1: "fc"}
         kind: Kind = kinds.get(tuning, "projected_mlp" if official.get("use_cblinear") == 2 else "projected")
@@ -89,7 +91,7 @@ class VQGANLC(nn.Module, Pretrained):
             ch=dd["ch"],
             ch_mult=dd["ch_mult"],
             num_res_blocks=dd["num_res_blocks"],
-            attention=bool(dd.get("attn_resolutions")),
+            attention=levels[-1] in listed,
             in_channels=dd["in_channels"],
             dropout=dd.get("dropout", 0.0),
         )
@@ -108,12 +110,7 @@ class VQGANLC(nn.Module, Pretrained):
         """Fill the frozen table, for instance with `class_wise_centres` of any network's features."""
         if not isinstance(self.quantize, ProjectedQuantizer):
             raise InputError(f"kind={self.kind!r} has no frozen table")
-        wanted = self.quantize.tok_embeddings.weight
-        if table.shape != wanted.shape:
-            raise InputError(
-                f"a code book of {list(table.shape)} does not fit {list(wanted.shape)}: change vocab_size or table_width"
-            )
-        wanted.data.copy_(table)
+        self.quantize.set_table(table)
 
     @property
     def vocab_size(self) -> int:
