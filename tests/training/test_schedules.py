@@ -67,6 +67,8 @@ def test_closed_forms(total: int, data: st.DataObject) -> None:
     assert at("linear", end=0.2) == pytest.approx(1 - 0.8 * p)
     assert at("polynomial", power=2.0, end=0.1) == pytest.approx(0.1 + 0.9 * (1 - p) ** 2)
     assert at("flat_linear", flat=0.25) == pytest.approx(min(1.0, (1 - p) / 0.75))
+    fallen = max(0.0, p - 0.25) / 0.75
+    assert at("flat_cosine", flat=0.25, end=0.1) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * fallen)))
     assert at("wsd", flat=0.5) == pytest.approx(1 - math.sqrt(max(0.0, 2 * p - 1)))
 
 
@@ -74,6 +76,15 @@ def test_warmup_is_a_line_in_steps_or_a_share() -> None:
     for warmup in (4, 0.4):
         config = ScheduleConfig("constant", warmup=warmup, warmup_start=0.2)
         assert [s.rate(step, 10, config) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_flat_cosine_warms_up_stays_and_falls() -> None:
+    """xAR's: 100 epochs up, at the peak until epoch 600, half a cosine until 800."""
+    config = ScheduleConfig("flat_cosine", warmup=1 / 8, flat=5 / 7, end=0.025)
+    rates = [s.rate(step, 801, config) for step in (0, 50, 100, 350, 600, 700, 800)]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 0.5125, 0.025], abs=1e-9)
+    with pytest.raises(InputError, match="flat=1"):
+        s.check(ScheduleConfig("flat_cosine", flat=1.0), "schedule", 10)
 
 
 def test_steps_fall_at_the_milestones() -> None:

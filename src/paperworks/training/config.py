@@ -10,7 +10,9 @@ from typing import Literal
 class ScheduleConfig:
     """Learning rate over steps: linear warm-up from `warmup_start` x peak, then a decay to `end` x peak."""
 
-    kind: Literal["constant", "cosine", "linear", "flat_linear", "step", "polynomial", "one_cycle", "wsd"] = "cosine"
+    kind: Literal["constant", "cosine", "linear", "flat_linear", "flat_cosine", "step", "polynomial", "one_cycle", "wsd"] = (
+        "cosine"
+    )
     warmup: float = 0.0
     """steps if >= 1, else a share of all steps"""
     warmup_start: float = 0.0
@@ -19,7 +21,8 @@ class ScheduleConfig:
     """for "step": shares of all steps at which the rate is multiplied by `gamma`"""
     gamma: float = 0.1
     flat: float = 0.05
-    """for "flat_linear" (VAR's lin0) and "wsd": share of steps kept at the peak before the decay begins"""
+    """for "flat_linear" (VAR's lin0), "flat_cosine" (xAR) and "wsd": share of the steps after warm-up that stay at the peak
+    before the decay begins"""
     power: float = 1.0
 
 

@@ -33,6 +33,8 @@ def rate(step: int, total: int, config: ScheduleConfig) -> float:
             return end + (1 - end) * (1 - progress) ** config.power
         case "flat_linear":
             return 1.0 if progress < config.flat else end + (1 - end) * (1 - progress) / (1 - config.flat)
+        case "flat_cosine":
+            return end + (1 - end) * _half_cosine(max(0.0, progress - config.flat) / (1 - config.flat))
         case "wsd":  # warm-up, stable, decay with the 1 - sqrt cool-down (Haegele et al. 2024)
             if progress < config.flat:
                 return 1.0
@@ -59,7 +61,7 @@ def check(config: ScheduleConfig, where: str, steps: int) -> None:
     """Raises InputError naming the field when the numbers cannot make a schedule over `steps`."""
     if config.warmup < 0 or warmup_steps(steps, config) > steps:
         raise InputError(f"{where}.warmup={config.warmup} does not fit into steps={steps}; give steps, or a share below 1")
-    if config.kind in ("flat_linear", "wsd") and not 0 <= config.flat < 1:
+    if config.kind in ("flat_linear", "flat_cosine", "wsd") and not 0 <= config.flat < 1:
         raise InputError(f"{where}.flat={config.flat}: the share of steps at the peak must lie in [0, 1)")
     if any(not 0 <= share <= 1 for share in config.milestones):
         raise InputError(f"{where}.milestones={config.milestones}: they are shares of all steps, each in [0, 1]")
