@@ -99,3 +99,7 @@ def test_scores_per_class_and_within_a_site():
     assert found.macro_f1 == found.accuracy == 1 and found.confusion.tolist() == [[3, 0], [0, 3]]
     within = vertical_scores(table, labels, torch.tensor([0, 0, 1, 0, 1, 1]), 2, top=1)
     assert set(within) == {0, 1} and len(within[0].predicted) == 3
+    few = vertical_scores(table, torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 1, 0, 1]), 2, top=2)
+    assert set(few) == {0}  # the other site has a single other slide for each
+    own = vertical_scores(table, labels, torch.tensor([0, 0, 1, 0, 1, 1]), 2, top=1, patients=["a", "b", "c", "d", "d", "d"])
+    assert set(own) == {0}

@@ -12,7 +12,7 @@ from paperworks.data.embedded import package_file
 from paperworks.data.made_tissue import KINDS, Patient, make_slide
 from paperworks.data.mosaic import MosaicConfig, choose, make_mosaic, most_cells
 from paperworks.data.patch_lists import find_patch_lists, grid_step, grid_steps, listed_tiles, read_patch_list
-from paperworks.data.slide_set import list_slides, made_slides, patient_of
+from paperworks.data.slide_set import SlideEntry, SlideSet, list_slides, made_slides, patient_of, read_sites
 from paperworks.data.slides import PlainSlide, TilingConfig, WholeSlide, open_slide, thumbnail, tile_slide
 from paperworks.data.stains import STAINS, Restained, cellularity, hue_saturation_density, tissue_mask, unmix
 from paperworks.data.transforms import train_shift
@@ -207,6 +207,16 @@ def test_parts_share_no_patient():
         made_slides(1, 3, size=128).split(0.4)
 
 
+def test_every_class_is_in_both_parts_however_rare():
+    entries = [
+        SlideEntry(f"{label}.{number}", label, f"{label}.{number}") for label, n in ((0, 40), (1, 2)) for number in range(n)
+    ]
+    learn, search = SlideSet(entries, ["common", "rare"], "slides").split(0.1)
+    assert learn.labels.bincount().tolist() == [36, 1] and search.labels.bincount().tolist() == [4, 1]
+    learn, search = SlideSet(entries, ["common", "rare"], "slides").split(0.99)
+    assert learn.labels.bincount().tolist() == [1, 1]
+
+
 def test_a_folder_names_classes_and_patients(tmp_path):
     for name in ("lung/TCGA-AA-1234-01Z-00-DX1.x.png", "lung/TCGA-AA-1234-01Z-00-DX2.y.png", "skin/p7/a.png", "skin/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -215,8 +225,25 @@ def test_a_folder_names_classes_and_patients(tmp_path):
     assert slides.classes == ["lung", "skin"] and slides.labels.tolist() == [0, 0, 1, 1]
     assert slides.patients == ["TCGA-AA-1234", "TCGA-AA-1234", "skin/b", "skin/p7"]
     assert slides.entries[0].open().magnification == 40 and patient_of(Path("a/b.svs")) == "a/b"
+    assert not slides.skipped
+    Image.fromarray(pixels(size=64)).save(tmp_path / "beside.png")
+    slides = list_slides(tmp_path)
+    assert len(slides) == 4 and slides.skipped == [("beside.png", "lies beside the class folders, so it has no label")]
     with pytest.raises(InputError, match="no slides in sub-folders"):
         list_slides(tmp_path / "skin" / "p7")
+
+
+def test_sites_of_classes_come_from_a_csv_file(tmp_path):
+    path = tmp_path / "sites.csv"
+    path.write_text("class,site\nluad, lung\nlusc,lung\n\ngbm,brain\n")
+    assert read_sites(path, ["gbm", "lusc"]) == ["brain", "lung"]
+    with pytest.raises(InputError, match="no tumour site of acc"):
+        read_sites(path, ["gbm", "acc"])
+    with pytest.raises(InputError, match="no csv file"):
+        read_sites(tmp_path / "none.csv", ["gbm"])
+    path.write_text("luad;lung\n")
+    with pytest.raises(InputError, match="no row class,site"):
+        read_sites(path, ["luad"])
 
 
 # --- released lists -----------------------------------------------------------------------------------------------------

@@ -193,10 +193,14 @@ def f1_scores(confusion: Tensor) -> list[float]:
 def vertical_scores(
     table: Tensor, sites: Tensor, labels: Tensor, classes: int, top: int = 3, patients: Sequence[str] | None = None
 ) -> dict[int, SearchScores]:
-    """Per tumour site the search for the subtype among the slides of that site alone."""
+    """Per tumour site the search for the subtype among the slides of that site alone (the paper's vertical search). Sites where
+    a slide has fewer than `top` others of other patients are left out."""
+    allowed = allowed_pairs(len(table), patients)
     found = {}
     for site in sites.unique().tolist():
         rows = (sites == site).nonzero()[:, 0]
+        if int(allowed[rows][:, rows].sum(1).min()) < top:
+            continue
         named = None if patients is None else [patients[row] for row in rows.tolist()]
         found[site] = search_scores(table[rows][:, rows], labels[rows], classes, top, named)
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ class SlideSet:
     entries: list[SlideEntry]
     classes: list[str]
     name: str
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """files that are no part of it, with the reason"""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -66,17 +69,16 @@ class SlideSet:
         return replace(self, entries=[self.entries[number] for number in chosen])
 
     def split(self, held_out: float, seed: int = 0) -> tuple[SlideSet, SlideSet]:
-        """(the rest, the share `held_out` of each class's patients). InputError where a class has a single patient."""
+        """(the rest, the share `held_out` of each class's patients, one at least). InputError where a class has but one."""
         labels = {entry.patient: entry.label for entry in self.entries}
         names = sorted(labels)
-        numbers = torch.tensor([labels[name] for name in names])
-        for number, count in enumerate(torch.bincount(numbers, minlength=len(self.classes)).tolist()):
-            if count < 2:
-                raise InputError(
-                    f"{self.name}: class {self.classes[number]!r} has {count} patient; two at least: one to learn, one to test"
-                )
-        count = max(len(self.classes), round(held_out * len(names)))
-        chosen = {name for name, taken in zip(names, share(names, numbers, count, seed)) if taken}
+        chosen: set[str] = set()
+        for number, word in enumerate(self.classes):
+            own = [name for name in names if labels[name] == number]
+            if len(own) < 2:
+                raise InputError(f"{self.name}: class {word!r} has {len(own)} patient; two at least: one to learn, one to test")
+            count = min(max(1, round(held_out * len(own))), len(own) - 1)
+            chosen |= {name for name, taken in zip(own, share(own, None, count, seed)) if taken}
         tested = [number for number, entry in enumerate(self.entries) if entry.patient in chosen]
         learned = [number for number, entry in enumerate(self.entries) if entry.patient not in chosen]
         return self.subset(learned), self.subset(tested)
@@ -121,7 +123,9 @@ def list_slides(folder: str | Path, magnification: float | None = None) -> Slide
         SlideEntry(str(path), classes.index(path.parts[0]), patient_of(path), str(folder / path), magnification=magnification)
         for path in labelled
     ]
-    return SlideSet(entries, classes, folder.name)
+    stray = [path for path in files if len(path.parts) == 1]
+    skipped = [(str(path), "lies beside the class folders, so it has no label") for path in stray]
+    return SlideSet(entries, classes, folder.name, skipped)
 
 
 def patient_of(path: Path) -> str:
@@ -130,3 +134,22 @@ def patient_of(path: Path) -> str:
         return "/".join(path.parts[:2])
     found = TCGA.match(path.name)
     return found[1] if found else str(path.with_suffix(""))
+
+
+def read_sites(path: str | Path, classes: Sequence[str]) -> list[str]:
+    """The tumour site of each class, from a csv file with a row `class,site` for every class."""
+    path = Path(path).expanduser()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: no csv file of tumour sites can be read there ({error})") from None
+    for row in rows:
+        if len(row) != 2:
+            raise InputError(f"{path}: {','.join(row)!r} is no row class,site")
+    sites = {name: site for name, site in rows}
+    missing = [name for name in classes if not sites.get(name)]
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise InputError(f"{path} names no tumour site of {shown}: it needs a row class,site for every class folder")
+    return [sites[name] for name in classes]

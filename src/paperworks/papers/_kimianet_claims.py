@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,8 +28,9 @@ from paperworks.data.transforms import to_float, train_shift
 from paperworks.errors import InputError
 from paperworks.objectives.classify import Classify
 from paperworks.paper import Bench, Measured, write_json
-from paperworks.papers._kimianet_recipe import FeaturesAndLogits, SlidesConfig
+from paperworks.papers._kimianet_recipe import FeaturesAndLogits, WeakLabels
 from paperworks.papers._kimianet_search import per_slide
+from paperworks.papers._kimianet_slides import SlidesConfig
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
 
 # --- counted ------------------------------------------------------------------------------------------------------------
@@ -46,22 +48,38 @@ def part_of(parts: Mapping[str, Any], name: str) -> Any:
     return parts[name]
 
 
-def grids(bench: Bench) -> str:
-    """What the released lists say of the spacing of patches; nothing where they are not there."""
-    try:
-        steps = grid_steps(part_of(released_lists(bench), "Train"))
-    except InputError:
-        return ""
-    usual = ", ".join(f"{count} slides on {step}" for step, count in steps.most_common(2))
-    return f"; grids of the released list in scanned pixels: {usual}, as steps of 750 at 20x are on scans at 40x and at 20x"
+@dataclass(frozen=True)
+class Grids:
+    """The two grids on which most slides of the released training list have their patches."""
+
+    steps: list[tuple[float, int]]
+    """(magnification of the scan, step in scanned pixels): slides are scanned at 40x or at 20x; the coarser step is taken for
+    that of the former"""
+    numbers: dict[str, float]
+    words: str
+
+
+def released_grids(bench: Bench) -> Grids:
+    """InputError where the lists are not there: without them nothing is known of the authors' patches."""
+    counted = grid_steps(part_of(released_lists(bench), "Train"))
+    del counted[0]  # slides without any patch
+    if not counted:
+        raise InputError("the released list of Train names no patch")
+    usual = sorted(step for step, _ in counted.most_common(2))
+    fine, coarse, slides = usual[0], usual[-1], sum(counted.values())
+    on_them = ", ".join(f"{counted[step]:,} on a grid of {step}" for step in dict.fromkeys((coarse, fine)))
+    numbers = {"ratio of the grids": coarse / fine, "share of slides": sum(counted[step] for step in usual) / slides}
+    words = f"of {slides:,} slides with patches in the released list {on_them} scanned pixels, which has corners and no sizes"
+    return Grids([(40.0, coarse), (20.0, fine)], numbers, words)
 
 
 def published_tile(config: SlidesConfig, scan: float = 40.0) -> tuple[Tensor, int]:
-    """(the first tile of a slide that counts as scanned at `scan`, its side in scanned pixels)."""
+    """(the first tile of a slide that counts as scanned at `scan`, its side in scanned pixels). What is scanned is a smooth
+    pattern, looked at in the middle of each pixel."""
     side = round(1100 * scan / 20)
-    rows, columns = np.indices((side, side), dtype=np.float32) * (20 / scan)
+    rows, columns = (np.indices((side, side), dtype=np.float32) + 0.5) * (20 / scan)
     wave = 128 + 60 * np.sin(rows / 40) * np.cos(columns / 55)
-    pixels = np.stack([wave + 50, 0.5 * wave, wave], -1).clip(0, 255).astype(np.uint8)
+    pixels = np.stack([wave + 50, 0.5 * wave, wave], -1).round().clip(0, 255).astype(np.uint8)
     tiles = tile_slide(PlainSlide(pixels, f"made-up slide at {scan:g}x", scan), config.tiling)
     return tiles.read(0), tiles.side
 
@@ -73,6 +91,8 @@ TILE, TILES, STEPS, PATIENTS, SLIDES, TUMOUR = 64, 5, 120, 12, 2, 0.15
 this share is tumour"""
 TILING, MOSAIC = TilingConfig(TILE), MosaicConfig(share=0.4, keep=0.3, colour_size=16, cell_size=TILE)
 NARROW: dict[str, Any] = {"growth_rate": 12, "block_config": (3, 4, 5, 4), "num_init_features": 24, "stem_stride": 2}
+BLOCKS = {"last block": 1, "last two blocks": 2, "last three blocks": 3, "all blocks": 4}
+"""the paper's configurations I to IV: dense blocks that are trained, from the last on"""
 CBR = (24, 40, 64, 96)
 """widths of a stack of 5x5 convolutions with batch norm, ReLU and pooling"""
 
@@ -162,8 +182,12 @@ def studied(bench: Bench, *names: str) -> dict[str, list[Scores]]:
     return found
 
 
+def folder_of(bench: Path, name: str, seed: int) -> Path:
+    return bench / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
 def _studied(bench: Bench, name: str, seed: int) -> Scores:
-    folder = bench.folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder = folder_of(bench.folder, name, seed)
     result = folder / "scores.json"
     if result.is_file():
         return json.loads(result.read_text())
@@ -192,18 +216,23 @@ def _features(model: Callable[[Tensor], Tensor], tiles: ImageSource) -> Tensor:
         return torch.cat([model(to_float(part)) for part in tiles.images.split(32)])
 
 
-def _trained(name: str, learn: SlideSet, folder: Path, seed: int) -> nn.Module:
-    how = "mosaic, most nuclei" if name == "CBR" else name
+def _trained(name: str, learn: SlideSet, folder: Path, seed: int) -> FeaturesAndLogits:
+    how = "mosaic, most nuclei" if name == "CBR" or name in BLOCKS else name
     source = photo_tiles(seed) if name == "photos" else chosen_tiles(learn, how, seed)[0]
     assert source.classes is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classes = len(source.classes)
         network: Any = ConvNormRelu(classes) if name == "CBR" else KimiaNet(num_classes=classes, **NARROW)
+    objective = Classify(network)
+    if name in BLOCKS:
+        start = _trained("photos", learn, folder_of(folder.parent, "photos", seed), seed).network.state_dict()
+        network.load_state_dict({key: value for key, value in start.items() if "classifier" not in key}, strict=False)
+        objective = WeakLabels(network, BLOCKS[name])
     optimizer = OptimizerConfig("adamw", lr=3e-3, weight_decay=0.05, schedule=ScheduleConfig("cosine", warmup=0.1))
     config = TrainConfig(STEPS, min(64, len(source)), optimizers={"main": optimizer}, clip=5.0, seed=seed, channels_last=True)
     data = Transformed(source, Restained(train_shift(TILE, pad=8, flip=True, mode="reflect"), 0.4), seed=seed)
-    fit(Classify(network), data, config, folder, label=f"{name}, seed {seed}")
+    fit(objective, data, config, folder, label=f"{name}, seed {seed}")
     return FeaturesAndLogits(network).eval()
 
 

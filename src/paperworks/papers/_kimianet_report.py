@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,15 @@ from paperworks.data.transforms import to_float
 from paperworks.errors import InputError
 from paperworks.paper import Run, first_process
 from paperworks.papers._classification_report import confusion_figure
-from paperworks.papers._kimianet_recipe import SlidesConfig, load_network, prepared, slide_mosaic
+from paperworks.papers._kimianet_probe import FOLDS, KINDS
+from paperworks.papers._kimianet_recipe import load_network, prepared
 from paperworks.papers._kimianet_search import Atlas, searched
+from paperworks.papers._kimianet_slides import SlidesConfig, listed_corners, slide_mosaic
 from paperworks.reporting import Report
 
 GREEN, BLUE, GREY = (0.0, 0.62, 0.25), (0.0, 0.30, 0.85), (0.55, 0.55, 0.58)
 OVERVIEW, SMALL, NEIGHBOURS = 260, 150, 5
+FOUND = ("site F1", "class F1")
 
 
 def overview(slide: Slide, longest: int = OVERVIEW) -> Tensor:
@@ -58,7 +61,7 @@ def write_report(config: SlidesConfig, run: Run) -> Mapping[str, Any]:
     made = " They are made up: drawn tissue, so that the run needs no slides." if slides.entries[0].made else ""
     page = Report(
         "KimiaNet: search among slides of tissue",
-        f"{about['train slides']} slides to learn from, {about['test slides']} to search, of other patients.{made}",
+        f"{_parts(about)}{made}",
     )
     scores = searched(atlas.table, slides, config.top)
     page.figures(_key_figures(config, about, stage, numbers))
@@ -68,16 +71,27 @@ def write_report(config: SlidesConfig, run: Run) -> Mapping[str, Any]:
     _tile_neighbours(page, config, atlas, examples)
     if scores is not None:
         _scores(page, config, scores, slides.classes, numbers)
+    _sites(page, config, numbers)
+    _classifiers(page, numbers)
     _photo(page, config, run)
     metrics = run.folder / "train" / "metrics.jsonl"
     if metrics.is_file():
-        page.metrics("Training on weak labels", metrics, ["loss", "accuracy"])
-    page.table("All numbers", ["number", "value"], [[name, value] for name, value in numbers.items()])
+        page.metrics("Training on weak labels", metrics, ["loss", "accuracy", "eval/loss", "eval/accuracy"])
+    plain = [[name, value] for name, value in numbers.items() if not isinstance(value, list)]
+    page.table("All numbers", ["number", "value"], plain)
     if about["skipped"]:
-        page.table("Slides that could not be used", ["slide", "reason"], about["skipped"])
+        page.table("Slides that were not used", ["slide", "reason"], about["skipped"])
     page.recipe(config, run.record["command"])
     page.save(run.folder / "report.html")
     return {}
+
+
+def _parts(about: Mapping[str, Any]) -> str:
+    """Which slides there are, in a sentence."""
+    if "train" not in about["parts"]:
+        return f"{about['test slides']} slides to search; none to learn from."
+    between = f", {about['validation slides']} to choose the weights by" if "validation" in about["parts"] else ""
+    return f"{about['train slides']} slides to learn from{between}, {about['test slides']} to search, of other patients."
 
 
 def _key_figures(config: SlidesConfig, about: Mapping[str, Any], stage: Mapping[str, Any], numbers: Mapping[str, Any]) -> Any:
@@ -91,11 +105,14 @@ def _key_figures(config: SlidesConfig, about: Mapping[str, Any], stage: Mapping[
     found["parameters"] = f"{stage['parameters'] / 1e6:.2f} M"
     if stage["tiles"]:
         found["training"] = f"{stage['seconds'] / 60:.1f} min"
+    if "kept step" in stage:
+        found["best on validation slides"] = f"step {stage['kept step']} of {config.training.steps}"
     return found
 
 
 def _mosaics(page: Report, config: SlidesConfig, atlas: Atlas, examples: list[int]) -> None:
     rows: dict[str, list[Tensor]] = {"slide": [], "tissue": [], "tiles": [], "mosaic": [], "kept": []}
+    names, listed = [], listed_corners(config)
     for number in examples:
         entry = atlas.found.slides.entries[number]
         slide = entry.open()
@@ -103,17 +120,19 @@ def _mosaics(page: Report, config: SlidesConfig, atlas: Atlas, examples: list[in
             everything = tile_slide(slide, config.tiling)
         except InputError:
             continue
-        mosaic = slide_mosaic(entry, config)
+        mosaic = slide_mosaic(entry, config, listed)
+        names.append(entry.name)
         for name, picture in _steps(slide, everything, mosaic, config.tiling).items():
             rows[name].append(picture)
     if rows["slide"]:
-        names = [atlas.found.slides.entries[number].name for number in examples]
+        given = " Of slides in the released lists, both are what these name." if config.lists else ""
         page.compare(
             "From slide to tiles",
             {name: torch.stack(pictures) for name, pictures in rows.items()},
             labels=names,
-            caption="Held-out slides, the first of each class. Tiles that show tissue; the mosaic (tiles grouped by colour, of "
-            "each group those at the centres of its places); of the mosaic the tiles with most nuclei, which are kept.",
+            caption="Of the slides that are searched the first of each class. Tiles that show tissue; the mosaic (tiles "
+            "grouped by colour, of each group those at the centres of its places); of the mosaic the tiles with most nuclei, "
+            f"which are kept.{given}",
         )
 
 
@@ -136,8 +155,10 @@ def _kept(page: Report, config: SlidesConfig, atlas: Atlas, examples: list[int])
         entry, row = atlas.found.slides.entries[number], atlas.found.rows[number]
         corners = torch.tensor(row["corners"][:8])
         tiles += list(to_float(Tiles(entry.open(), corners, row["side"], config.tiling.size).images()))
-        labels += [f"{atlas.found.slides.classes[entry.label]}, {cells:.0%}" for cells in row["cells"][:8]]
-    page.images("Kept tiles", torch.stack(tiles), columns=8, labels=labels, caption="With the share that nuclei cover.")
+        name = atlas.found.slides.classes[entry.label]
+        labels += [name if cells is None else f"{name}, {cells:.0%}" for cells in row["cells"][:8]]
+    caption = "As the released lists name them." if config.lists else "With the share that nuclei cover."
+    page.images("Kept tiles", torch.stack(tiles), columns=8, labels=labels, caption=caption)
 
 
 def _slide_neighbours(page: Report, atlas: Atlas, examples: list[int]) -> None:
@@ -186,7 +207,8 @@ def _tile_neighbours(page: Report, config: SlidesConfig, atlas: Atlas, examples:
         torch.stack(pictures),
         columns=NEIGHBOURS + 1,
         labels=labels,
-        caption=f"Queries: the tile with most nuclei of each slide. Barcodes of {codes.shape[1]} bits.",
+        caption=f"Queries: the first tile of each slide{'' if config.lists else ', that with most nuclei'}. Barcodes of "
+        f"{codes.shape[1]} bits.",
     )
 
 
@@ -203,6 +225,36 @@ def _scores(page: Report, config: SlidesConfig, scores: SearchScores, classes: l
         note=note,
     )
     page.figure("Confusion of the search", confusion_figure(scores.confusion, classes))
+
+
+def _sites(page: Report, config: SlidesConfig, numbers: Mapping[str, Any]) -> None:
+    """Horizontal and vertical search, where the run knows the tumour sites of its classes."""
+    if "sites" not in numbers:
+        return
+    rows = [
+        [row["site"], row["slides"], row["classes"], *("-" if row[key] is None else f"{row[key]:.1%}" for key in FOUND)]
+        for row in numbers["sites"]
+    ]
+    page.table(
+        "Search by tumour site",
+        ["site", "slides", "classes", "F1 of the site, among all slides", "F1 of its classes, within the site"],
+        rows,
+        note=f"The {config.top} nearest slides vote, the query's own patient left out. Within a site the mean over its "
+        "classes, where it has more than one and slides enough.",
+    )
+
+
+def _classifiers(page: Report, numbers: Mapping[str, Any]) -> None:
+    """The features judged by classifiers instead of by search."""
+    told = numbers["classifiers"]
+    rows = [[row["features"], *("-" if row[kind] is None else f"{row[kind]:.1%}" for kind in KINDS)] for row in told]
+    page.table(
+        "Tiles told right from their features",
+        ["features", *KINDS],
+        rows,
+        note=f"Classifiers of features as they are, not of barcodes. The patients of the slides that are searched lie in up to "
+        f"{FOLDS} parts; tiles of each are told by what was learned from the others.",
+    )
 
 
 def _photo(page: Report, config: SlidesConfig, run: Run) -> None:
@@ -259,3 +311,11 @@ def scores_row(scores: SearchScores, classes: list[str]) -> dict[str, Any]:
     row = {"F1 %": scores.macro_f1, "accuracy %": scores.accuracy}
     row |= {f"F1 % {name}": value for name, value in zip(classes, scores.f1)}
     return {"top": scores.top} | {name: round(100 * value, 2) for name, value in row.items()}
+
+
+def rows_beside(sites: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> dict[str, Any]:
+    """And besides: search for tumour sites and within them, tiles that classifiers tell from their features."""
+    row = {f"F1 % of site {each['site']}": each["site F1"] for each in sites}
+    row |= {f"F1 % within {each['site']}": each["class F1"] for each in sites}
+    row |= {f"tiles % {kind}": told.get(kind) for kind in KINDS}
+    return {name: None if value is None else round(100 * value, 2) for name, value in row.items()}
