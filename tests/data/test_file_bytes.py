@@ -74,6 +74,8 @@ def test_waveforms(samples, expected):
         (lambda: encode_wave(torch.ones(4) * 2), "waveform"),
         (lambda: encode_wave(torch.ones(4), samples="int8"), "no samples 'int8'"),
         (lambda: Changes(order="backwards")(torch.zeros(4)), "no order 'backwards'"),
+        (lambda: EncodedImages(images(), "tiff", changes=Changes(keep=0.5)), "of tiff the header's too: take format fhwc"),
+        (lambda: EncodedImages(images(), "jpeg", changes=Changes(keep=0.5)), "take format fhwc or fchw"),
     ],
 )
 def test_what_cannot_be_written(call, message):
@@ -99,6 +101,10 @@ def test_changes_come_in_their_order():
     noisy = Changes(noise=2)
     assert torch.equal(noisy(file, 1), noisy(file, 1)) and not torch.equal(noisy(file, 1), noisy(file, 2))
 
+    shuffled = Changes("random")
+    assert torch.equal(shuffled(file, 1), shuffled(file, 1)) and not torch.equal(shuffled(file, 1), shuffled(file, 2))
+    assert torch.equal(shuffled(file, 1).sort().values, file.sort().values)
+
 
 def images() -> ImageSource:
     pixels = torch.randint(0, 256, (6, 1, 12, 12), dtype=torch.uint8)
@@ -115,6 +121,29 @@ def test_images_become_files_after_augmentation():
     assert torch.equal(one["bytes"], batch["bytes"][0]) and one["label"] == 0
     files.set_epoch(1)
     assert not torch.equal(files[4]["bytes"], one["bytes"])
+
+
+def test_an_image_that_augmentation_makes_too_long_is_written_as_it_is():
+    source = ImageSource.from_tensor(torch.full((3, 1, 16, 16), 90, dtype=torch.uint8), torch.arange(3), name="grey")
+    plain = Transformed(source, None, seed=0)
+    short = EncodedImages(plain, "jpeg")
+    most = len(short[0]["bytes"])
+
+    def noisy(image):  # every second image becomes noise, which JPEG cannot shorten
+        grain = torch.randint(0, 256, image.shape, dtype=torch.uint8)
+        return grain if torch.rand(1) < 0.5 else image
+
+    loose = EncodedImages(Transformed(source, noisy, seed=5), "jpeg")
+    files = EncodedImages(Transformed(source, noisy, seed=5), "jpeg", plain=plain, most_bytes=most)
+    lengths = set()
+    for epoch in range(4):
+        loose.set_epoch(epoch)
+        files.set_epoch(epoch)
+        lengths |= {len(loose[index]["bytes"]) for index in range(3)}
+        batch = files.batch([0, 1, 2])
+        assert batch["bytes"].shape == (3, most) and batch["label"].tolist() == [0, 1, 2]
+        assert torch.equal(batch["bytes"][1], short[1]["bytes"])
+    assert max(lengths) > most
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -140,6 +169,9 @@ def test_files_of_any_kind(folder):
     assert batch["bytes"][0].tolist() == [5] * 21 + [-1] * 7
     one = open_files(folder / "text" / "3.bin")
     assert one.keys == ["3.bin"] and "label" not in one[0] and len(one[0]["bytes"]) == 23
+    some = files.subset(torch.arange(17) == 16)
+    assert some.keys == ["text/8.bin"] and some.skipped == files.skipped and len(files) == 17
+    assert len(some[0]["bytes"]) == 28 and some[0]["label"] == 1
 
 
 def test_a_tenth_is_set_aside_or_folders_say_what_is_for_testing(folder, tmp_path_factory):

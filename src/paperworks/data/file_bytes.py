@@ -6,11 +6,12 @@ sub-folder per class, opens with `open_files`.
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ from paperworks.errors import InputError, nearest
 ImageFormat = Literal["tiff", "png", "jpeg", "fchw", "fhwc"]
 """containers as Pillow writes them, PNG without compression; bare pixels channel by channel, or pixel by pixel"""
 SampleFormat = Literal["float32", "int32", "int16", "uint8"]
-Order = Literal["none", "reverse", "cyclic", "stride", "window"]
+Order = Literal["none", "reverse", "random", "cyclic", "stride", "window"]
 
 FORMATS = ("tiff", "png", "jpeg", "fchw", "fhwc")
+BARE = ("fchw", "fhwc")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -105,19 +107,22 @@ class Changes:
     """What happens to the bytes of every file, in this order."""
 
     order: Order = "none"
-    """"reverse", "cyclic" (halves swapped), "stride" (every 1024th byte first), "window" (shuffled within 1024 bytes)"""
+    """"reverse", "random" (drawn anew for every file and epoch), "cyclic" (halves swapped), "stride" (every 1024th byte first),
+    "window" (one shuffle of 1024 bytes, the same for all)"""
     keep: float = 1.0
-    """share of the values that a masking camera keeps, always at the same places"""
+    """share of the values that a masking camera keeps, always at the same places; for bare pixels, see `check_keep`"""
     noise: int = 0
     """integers of up to this size are added, modulo 256"""
     permute: bool = False
     """other values for all bytes, by one fixed permutation of the 256"""
 
     def __call__(self, file: Tensor, seed: int = 0) -> Tensor:
-        """seed: of the noise, which is another one for every file and epoch."""
+        """seed: of the random order and the noise, which are others for every file and epoch."""
+        draws = torch.Generator().manual_seed(seed)
         orders: dict[str, Callable[[Tensor], Tensor]] = {
             "none": lambda x: x,
             "reverse": change.reverse,
+            "random": lambda x: x[torch.randperm(len(x), generator=draws)],
             "cyclic": change.cyclic_half,
             "stride": change.deinterleave,
             "window": lambda x: change.shuffle_windows(x, change.window_order()),
@@ -128,8 +133,17 @@ class Changes:
         if self.keep != 1:
             file = change.keep_some(file, self.keep)
         if self.noise:
-            file = change.uniform_noise(file, self.noise, torch.Generator().manual_seed(seed))
+            file = change.uniform_noise(file, self.noise, draws)
         return change.permuted(file).int() if self.permute else file
+
+
+def check_keep(format: str, keep: float) -> None:
+    """Raises InputError where a camera would leave out bytes of a header, behind which nothing can be found any more."""
+    if keep != 1 and format not in BARE:
+        raise InputError(
+            f"keep={keep:g} leaves out values anywhere in a file, and of {format} the header's too: take format fhwc or fchw, "
+            "which are bare pixels"
+        )
 
 
 class FileSource(Dataset[dict[str, Any]]):
@@ -179,30 +193,39 @@ class FileSource(Dataset[dict[str, Any]]):
         found = {"bytes": pad([self.file(index) for index in indices])}
         return found if self.labels is None else found | {"label": self.labels[torch.as_tensor(indices)]}
 
-    def subset(self, chosen: Tensor) -> FileSource:
+    def subset(self, chosen: Tensor) -> Self:
         """The files at the positions int64 [M], or where a bool [N] is true."""
         rows = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
-        numbers = rows.tolist()
-        return FileSource(
-            lambda index: self.read(numbers[index]),
-            [self.keys[number] for number in numbers],
-            name=self.name,
-            labels=None if self.labels is None else self.labels[rows],
-            classes=self.classes,
-            skipped=self.skipped,
-            changes=self.changes,
-            seed=self.seed,
-        )
+        numbers, whole, part = rows.tolist(), self.read, copy.copy(self)
+        part.read = lambda index: whole(numbers[index])
+        part.keys = [self.keys[number] for number in numbers]
+        part.labels = None if self.labels is None else self.labels[rows]
+        part.skipped = list(self.skipped)
+        return part
 
 
 class EncodedImages(Dataset[dict[str, Any]]):
     """A data set of images (such as `Transformed`) as files: every image is written in `format` when it is asked for, so that
-    crops and flips happen to pixels, before there are bytes."""
+    crops and flips happen to pixels, before there are bytes.
+
+    plain, most_bytes: the same images without crops and flips; one of them takes the place of an image whose file would be
+      longer. How long a JPEG becomes is not known before it is written.
+    """
 
     def __init__(
-        self, images: Any, format: ImageFormat = "tiff", *, quality: int = 100, changes: Changes = Changes(), seed: int = 0
+        self,
+        images: Any,
+        format: ImageFormat = "tiff",
+        *,
+        quality: int = 100,
+        changes: Changes = Changes(),
+        seed: int = 0,
+        plain: Any = None,
+        most_bytes: int | None = None,
     ):
+        check_keep(format, changes.keep)
         self.images, self.format, self.quality, self.changes, self.seed = images, format, quality, changes, seed
+        self.plain, self.most_bytes = plain, most_bytes
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -228,6 +251,12 @@ class EncodedImages(Dataset[dict[str, Any]]):
         return {"bytes": pad(files)} | {name: value for name, value in found.items() if name != "image"}
 
     def _file(self, image: Tensor, index: int) -> Tensor:
+        file = self._written(image, index)
+        if self.plain is None or self.most_bytes is None or len(file) <= self.most_bytes:
+            return file
+        return self._written(self.plain[index]["image"].as_subclass(Tensor), index)
+
+    def _written(self, image: Tensor, index: int) -> Tensor:
         written = as_numbers(encode_image(image, self.format, self.quality))
         return self.changes(written, mix(self.seed, self.epoch, index))
 

@@ -39,7 +39,8 @@ from paperworks.data.wobble import Chain, Tone, Wobble
 from paperworks.objectives.classify import Classify, score
 from paperworks.objectives.classify_files import ClassifyFiles
 from paperworks.paper import Bench, Measured, write_json
-from paperworks.papers._byteformer_recipe import numbered, patch_transformer, usual_kernel
+from paperworks.papers._byteformer_files import numbered
+from paperworks.papers._byteformer_recipe import patch_transformer, usual_kernel
 from paperworks.papers._classification import DIGITS, _some, in_order
 from paperworks.papers._recognition_claims import Budget
 from paperworks.training import ParameterRule, fit
@@ -199,7 +200,7 @@ def camera_against_all(bench: Bench) -> Measured:
 
 
 def sound_against_linear(bench: Bench) -> Measured:
-    """The waveforms themselves, 8 bits a sample, go to logistic regression."""
+    """Logistic regression is given the waveforms themselves, before they are rounded to the 8 bits of a sample in the files."""
     from sklearn.linear_model import LogisticRegression
 
     [sound] = per_seed(bench, "sound")
@@ -211,7 +212,10 @@ def sound_against_linear(bench: Bench) -> Measured:
         parts[part] = (waves.numpy(), pictures.labels.numpy())
     linear = 100 * float(LogisticRegression(C=0.05, max_iter=300).fit(*parts["train"]).score(*parts["test"]))
     points = [value - linear for value in sound]
-    detail = f"points ahead; WAV bytes {mean(sound):.2f} %, logistic regression on samples {linear:.2f} %; sound made of digits"
+    detail = (
+        f"points ahead; WAV bytes of 8 bits a sample {mean(sound):.2f} %, "
+        f"logistic regression on the samples as floats {linear:.2f} %; sound made of digits"
+    )
     numbers = {"WAV bytes": sound, "linear": linear}
     return Measured(mean(points), scale(bench), detail, points, list(bench.seeds), numbers, unit="points")
 

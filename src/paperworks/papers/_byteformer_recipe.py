@@ -1,118 +1,45 @@
-"""ByteFormer's runs: images written as files, or files as they lie, to a network; and the same with pixels beside it."""
+"""ByteFormer's runs: images written as files, recordings, or files as they lie, to a network; and the same images with pixels
+beside it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from paperworks.analysis.counting import count_parameters
-from paperworks.backbones.byteformer import VARIANTS, ByteFormer
-from paperworks.data import ImageSource, Loader, Transformed, open_images
-from paperworks.data.file_bytes import Changes, EncodedImages, FileSource, ImageFormat, open_files
-from paperworks.data.transforms import train_crop
-from paperworks.data.wobble import Chain, Tone, Wobble
-from paperworks.errors import InputError, nearest
+from paperworks.backbones.byteformer import ByteFormer
+from paperworks.data import ImageSource, Transformed
+from paperworks.data.file_bytes import FileSource
+from paperworks.errors import InputError
 from paperworks.layers.pretrained import read_weights
 from paperworks.objectives.classify import Classify, Scores, score
 from paperworks.objectives.classify_files import ClassifyFiles
 from paperworks.paper import Run, first_process, write_json
-from paperworks.papers._classification import (
-    ClassifierConfig,
-    _plain,
-    _some,
-    evaluation_transform,
-    in_order,
-    linear_baseline,
-    training_transform,
+from paperworks.papers._byteformer_files import (
+    Files,
+    FilesConfig,
+    augmented,
+    files_of,
+    fitting,
+    images_of,
+    lengths,
+    moved,
+    network_arguments,
+    numbered,
+    source_of,
+    together,
+    written,
 )
+from paperworks.papers._classification import _plain, _some, evaluation_transform, in_order, linear_baseline
 from paperworks.training import Context, Objective, TrainConfig, fit
 
-Files = EncodedImages | FileSource
-
-
-@dataclass(frozen=True)
-class FilesConfig(ClassifierConfig):
-    """A classifier of images that sees them as files (mixup and cutmix do not apply), or of any files."""
-
-    format: ImageFormat | Literal["raw"] = "tiff"
-    """what images are written as after augmentation; "raw": `data` is a folder of files of any kind, read as they lie"""
-    quality: int = 100
-    """of JPEG"""
-    channels: int = 3
-    """of images: 1 or 3"""
-    changes: Changes = field(default_factory=Changes)
-    longest: int = 1 << 17
-    """bytes; longer files of a folder are left out and listed"""
-    pixels: bool = True
-    """train a transformer on patches of pixels too, as wide and deep, with as many steps"""
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def files_of(config: FilesConfig, split: Literal["train", "test"], *, augmented: bool = False) -> Files:
-    """The labelled files of a part. augmented: crops and flips of images, before they are written."""
-    if config.format == "raw":
-        least = network_arguments(config).get("kernel", 32)
-        return open_files(
-            config.data,
-            split=split,
-            labels="required",
-            least_bytes=least,
-            most_bytes=config.longest,
-            changes=config.changes,
-            seed=config.seed,
-        )
-    return written(config, images_of(config, split), augmented=augmented)
-
-
-def images_of(config: FilesConfig, split: Literal["train", "test"]) -> ImageSource:
-    return open_images(config.data, split=split, strict=config.strict, labels="required", channels=config.channels)
-
-
-def written(config: FilesConfig, source: ImageSource, *, augmented: bool = False) -> EncodedImages:
-    """Images as files in the run's format."""
-    if config.format == "raw":
-        raise InputError("this run was trained on files as they lie; give it such files")
-    plain = evaluation_transform(config.image_size, config.crop_pct, config.augment.kind)
-    images = Transformed(source, moved(config) if augmented else plain, seed=config.seed)
-    return EncodedImages(images, config.format, quality=config.quality, changes=config.changes, seed=config.seed)
-
-
-def moved(config: FilesConfig) -> Any:
-    """Training's transform, of pixels."""
-    if config.augment.kind == "shift":
-        return Chain(Wobble(config.image_size, flip=config.augment.flip), Tone())
-    if config.augment.kind == "crop":
-        return Chain(train_crop(config.image_size, flip=config.augment.flip), Tone())
-    return training_transform(config)
-
-
-def numbered(files: Any, batch: int = 64) -> Iterator[dict[str, Tensor]]:
-    """All files once, in their order, as `score` reads them."""
-    for found in Loader(files, min(batch, len(files)), seed=0, shuffle=False, drop_last=False):
-        yield {"image": found["bytes"]} | ({"label": found["label"]} if "label" in found else {})
-
-
-def source_of(files: Files) -> ImageSource | FileSource:
-    """What has names, classes and labels."""
-    return files.images.source if isinstance(files, EncodedImages) else files
-
-
 # --- networks ---------------------------------------------------------------------------------------------------------
-
-
-def network_arguments(config: FilesConfig) -> dict[str, Any]:
-    name = config.network.name
-    if name not in VARIANTS:
-        raise InputError(f"no network {name!r}{nearest(name, VARIANTS)}")
-    return {**VARIANTS[name], **config.network.arguments}
 
 
 def build_network(config: FilesConfig, classes: int, longest: int) -> ByteFormer:
@@ -136,15 +63,6 @@ def usual_kernel(format: str, size: int, channels: int, keep: float = 1.0) -> in
         return 8
     row = size if format == "fchw" else size * channels
     return 2 * max(2, min(128, round(row * keep)))
-
-
-def longest_file(files: Files, looked_at: int = 200) -> int:
-    """Bytes of the longest file; of images that are written anew each time, of some of them and a quarter more."""
-    if isinstance(files, FileSource):
-        return max(len(files.read(index)) for index in range(len(files)))
-    rows = torch.linspace(0, len(files) - 1, min(looked_at, len(files))).long().tolist()
-    lengths = {len(files[row]["bytes"]) for row in rows}
-    return max(lengths) if len(lengths) == 1 else max(lengths) * 5 // 4
 
 
 def patch_transformer(width: int, depth: int, heads: int, size: int, channels: int, classes: int) -> nn.Module:
@@ -183,7 +101,7 @@ class Trained:
         if unknown:
             raise InputError(f"{source.name}: the network does not know its class {unknown[0]!r}")
         numbers = torch.tensor([known[_plain(name)] for name in source.classes])
-        batches = (batch | {"label": numbers[batch["label"]]} for batch in numbered(files))
+        batches = (batch | {"label": numbers[batch["label"]]} for batch in numbered(files, together(self.network, files)))
         return score(self.network, batches, len(self.classes))
 
 
@@ -197,21 +115,26 @@ def save(network: ByteFormer, classes: list[str], also_called: list[set[str]], f
 
 def train(config: FilesConfig, run: Run) -> Mapping[str, Any]:
     """Train on the bytes, keep the averaged weights."""
-    files = files_of(config, "train", augmented=True)
+    files, sizes = _measured(config, run)
     source, classes = source_of(files), source_of(files).classes or []
     if len(classes) < 2:
         raise InputError(f"{source.name} has {len(classes)} class: a classifier needs at least two, one sub-folder for each")
-    longest = longest_file(files)
-    network = build_network(config, len(classes), longest)
+    longest = int(sizes.max())
+    # a crop can make a longer JPEG than the whole image, and so can an image that is not here
+    network = build_network(config, len(classes), longest * 5 // 4 if config.format == "jpeg" else longest)
+    files = fitting(files, network, sizes)
+    kept = sizes[sizes <= network.most_bytes]
+    longest = int((kept if len(kept) else sizes).max())
     objective = ClassifyFiles(network, smoothing=config.augment.smoothing)
-    watched = _watched(config)
+    watched = fitting(_watched(config), network)
 
     def evaluate(current: Objective, ctx: Context) -> dict[str, float]:
         assert isinstance(current, Classify)
-        found = score(current.logits, numbered(watched), len(classes))
+        found = score(current.logits, numbered(watched, together(network, watched)), len(classes))
         return {"top1": found.top1, "loss": found.loss}
 
-    fitted = fit(objective, files, _training(config, len(files)), run.stage_folder("train"), evaluate=evaluate, label="bytes")
+    data = augmented(config, files, network.most_bytes)
+    fitted = fit(objective, data, _training(config, len(files)), run.stage_folder("train"), evaluate=evaluate, label="bytes")
     if first_process():
         averaged = fitted.averaged
         assert isinstance(averaged, Classify) and isinstance(averaged.model, ByteFormer)
@@ -220,7 +143,7 @@ def train(config: FilesConfig, run: Run) -> Mapping[str, Any]:
         "files": len(files),
         "classes": len(classes),
         "source": source.name,
-        "skipped": source.skipped,
+        "skipped": source_of(files).skipped,
         "longest": longest,
         "tokens": 1 + (longest - network.stem.kernel) // network.stem.stride,
         "parameters": count_parameters(network),
@@ -231,11 +154,13 @@ def train(config: FilesConfig, run: Run) -> Mapping[str, Any]:
 def train_on_pixels(config: FilesConfig, run: Run) -> Mapping[str, Any] | None:
     """The same images and steps for a transformer of the same width, depth and heads that is given pixels (as the paper
     compares with DeiT)."""
-    if config.format == "raw" or not config.pixels:
+    if not (config.of_images and config.pixels):
         return None
-    source, test = images_of(config, "train"), images_of(config, "test")
-    assert source.classes is not None
     network = Trained.of(run).network
+    files, sizes = _measured(config, run)
+    source = source_of(fitting(files, network, sizes))
+    test = source_of(held_out(config, network))
+    assert isinstance(source, ImageSource) and isinstance(test, ImageSource) and source.classes is not None
     width, depth, heads = network.num_features, len(network.blocks), network_arguments(config).get("heads", 3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -256,8 +181,8 @@ def train_on_pixels(config: FilesConfig, run: Run) -> Mapping[str, Any] | None:
 
 
 def baseline(config: FilesConfig, run: Run) -> Mapping[str, Any]:
-    """Logistic regression: on pixels, or, for files of any kind, on how often each byte occurs."""
-    if config.format != "raw":
+    """Logistic regression: on pixels, or, for recordings and files of any kind, on how often each byte occurs."""
+    if config.of_images:
         return linear_baseline(config, run)
     from sklearn.linear_model import LogisticRegression
 
@@ -265,7 +190,8 @@ def baseline(config: FilesConfig, run: Run) -> Mapping[str, Any]:
     for split in ("train", "test"):
         files = files_of(config, split)
         assert isinstance(files, FileSource) and files.labels is not None
-        shares = [torch.bincount(files.file(index), minlength=256) / len(files.file(index)) for index in range(len(files))]
+        read = (files.file(index) for index in range(len(files)))
+        shares = [torch.bincount(file, minlength=256) / len(file) for file in read]
         parts[split] = (torch.stack(shares).numpy() * 16, files.labels.numpy())
     model = LogisticRegression(max_iter=500).fit(*parts["train"])
     return {"top1": float(model.score(*parts["test"])), "images": len(parts["train"][0])}
@@ -273,14 +199,22 @@ def baseline(config: FilesConfig, run: Run) -> Mapping[str, Any]:
 
 def evaluate(config: FilesConfig, run: Run) -> Mapping[str, Any]:
     """Scores on the held-out files."""
-    test = files_of(config, "test")
-    found = Trained.of(run).score(test)
+    trained = Trained.of(run)
+    test = held_out(config, trained.network)
+    found = trained.score(test)
     labels = source_of(test).labels
     assert labels is not None
     tensors = {name: value for name, value in asdict(found).items() if isinstance(value, Tensor)}
     torch.save(tensors | {"labels": labels}, run.stage_folder("evaluate") / "scores.pt")
     majority = float(labels.bincount().max()) / len(labels)
-    return {"top1": found.top1, "top5": found.top5, "loss": found.loss, "files": len(labels), "majority": majority}
+    return {
+        "top1": found.top1,
+        "top5": found.top5,
+        "loss": found.loss,
+        "files": len(labels),
+        "majority": majority,
+        "skipped": source_of(test).skipped,
+    }
 
 
 def load_released(window: int | None, config: FilesConfig, run: Run) -> Mapping[str, Any]:
@@ -299,12 +233,31 @@ def load_released(window: int | None, config: FilesConfig, run: Run) -> Mapping[
     return {"source": config.network.weights, "parameters": count_parameters(network), "classes": len(classes)}
 
 
+def held_out(config: FilesConfig, network: ByteFormer) -> Files:
+    """The test files for which the network has positions."""
+    files = files_of(config, "test")
+    return fitting(files, network, lengths(files, config.training.workers))
+
+
+def _measured(config: FilesConfig, run: Run) -> tuple[Files, Tensor]:
+    """The training files, not augmented, and their lengths. Those of JPEG stay in the run: to write all images of a large data
+    set takes as long as an epoch."""
+    files, kept = files_of(config, "train"), run.stage_folder("train") / "lengths.pt"
+    if kept.is_file() and len(sizes := torch.load(kept, weights_only=True)) == len(files):
+        return files, sizes
+    sizes = lengths(files, config.training.workers)
+    if config.format == "jpeg" and first_process():
+        torch.save(sizes, kept.with_suffix(".part"))
+        kept.with_suffix(".part").replace(kept)  # other processes never see half a file
+    return files, sizes
+
+
 def _training(config: FilesConfig, count: int) -> TrainConfig:
     return replace(config.training, batch_size=min(config.training.batch_size, count))
 
 
 def _watched(config: FilesConfig) -> Files:
-    if config.format != "raw":
+    if config.of_images:
         return written(config, _some(images_of(config, "test"), config.watch))
     files = files_of(config, "test")
     assert isinstance(files, FileSource)

@@ -13,12 +13,23 @@ from paperworks.data import open_images
 from paperworks.data.file_bytes import EncodedImages, open_files
 from paperworks.data.transforms import to_float
 from paperworks.paper import Run, first_process
-from paperworks.papers._byteformer_recipe import Files, FilesConfig, Trained, files_of, numbered, source_of, written
+from paperworks.papers._byteformer_files import (
+    Files,
+    FilesConfig,
+    fitting,
+    numbered,
+    open_source,
+    source_of,
+    together,
+    written,
+)
+from paperworks.papers._byteformer_recipe import Trained, held_out
 from paperworks.papers._classification_report import _confused, confusion_figure
 from paperworks.reporting import Report
 
 ABOUT = {
     "raw": "files as they lie",
+    "wav": "WAV files",
     "tiff": "TIFF files",
     "png": "uncompressed PNG files",
     "jpeg": "JPEG files",
@@ -28,13 +39,19 @@ ABOUT = {
 
 
 def own_files(trained: Trained, files: str, raw: bool, labels: Literal["required", "none"], split: Any = "all") -> Files:
-    """A user's files: as they lie when the network was trained so or `raw`, else images that are written in its format."""
+    """A user's files: as they lie when the network was trained so or `raw`, else images or recordings that are written in its
+    format. Those for which it has no positions are left out and listed."""
     config, network = trained.config, trained.network
-    if raw or config.format == "raw":
-        keep = config.changes.keep  # what a camera leaves out shortens a file before the network sees it
-        least, most = math.ceil(network.stem.kernel / keep), int(network.most_bytes / keep)
-        return open_files(files, split=split, labels=labels, least_bytes=least, most_bytes=most, changes=config.changes)
-    return written(config, open_images(files, split=split, labels=labels, channels=config.channels))
+    kernel = network.stem.kernel
+    found: Files
+    if raw and config.format != "raw":
+        least = math.ceil(kernel / config.changes.keep)  # what a camera leaves out shortens a file before the network sees it
+        found = open_files(files, split=split, labels=labels, least_bytes=least, changes=config.changes)
+    elif config.of_images:
+        found = written(config, open_images(files, split=split, labels=labels, channels=config.channels))
+    else:
+        found = open_source(config, files, split, labels, kernel)
+    return fitting(found, network)
 
 
 @torch.inference_mode()
@@ -43,7 +60,7 @@ def predict(trained: Trained, files: str, top: int, raw: bool) -> list[dict[str,
     found = own_files(trained, files, raw, "none")
     source, top = source_of(found), min(top, len(trained.classes))
     rows: list[dict[str, Any]] = []
-    for batch in numbered(found, 16):
+    for batch in numbered(found, together(trained.network, found, 16)):
         best = trained.network(batch["image"]).softmax(1).topk(top, dim=1)
         for shares, numbers in zip(best.values.tolist(), best.indices.tolist()):
             said = [f"{trained.classes[number]} {share:.1%}" for number, share in zip(numbers, shares)]
@@ -71,7 +88,8 @@ def write_report(config: FilesConfig, run: Run) -> Mapping[str, Any]:
     """report.html of a run whose stages are done."""
     if not first_process():
         return {}
-    trained, test = Trained.of(run), files_of(config, "test")
+    trained = Trained.of(run)
+    test = held_out(config, trained.network)
     stage, scores, linear, pixels = (run.result(name) for name in ("train", "evaluate", "linear", "pixels"))
     saved = torch.load(run.folder / "evaluate" / "scores.pt", weights_only=True)
 
@@ -86,7 +104,7 @@ def write_report(config: FilesConfig, run: Run) -> Mapping[str, Any]:
             "training": f"{stage['seconds'] / 60:.1f} min",
         }
     )
-    of_what = "how often each byte occurs" if config.format == "raw" else "pixels"
+    of_what = "pixels" if config.of_images else "how often each byte occurs"
     rows = [["ByteFormer on bytes", f"{scores['top1']:.2%}", f"{scores['loss']:.3f}", f"{stage['parameters'] / 1e6:.2f}"]]
     if pixels:
         millions = f"{pixels['parameters'] / 1e6:.2f}"
@@ -105,8 +123,9 @@ def write_report(config: FilesConfig, run: Run) -> Mapping[str, Any]:
     report.figure("Confusion", confusion_figure(saved["confusion"], trained.classes), caption=_confused(saved, trained.classes))
     _examples(report, trained, test, saved)
     report.table("What the network is given", ["file", "bytes", "the first 24"], _dumped(test), note=_changed(config))
-    if stage["skipped"]:
-        report.table("Files that were not used", ["file", "reason"], stage["skipped"])
+    skipped = dict.fromkeys((key, reason) for key, reason in [*stage["skipped"], *scores.get("skipped", [])])
+    if skipped:
+        report.table("Files that were not used", ["file", "reason"], [list(row) for row in skipped])
     report.recipe(config, run.record["command"])
     report.save(run.folder / "report.html")
     return {}

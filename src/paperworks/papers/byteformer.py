@@ -3,6 +3,7 @@
 paperworks run byteformer                                       digits as TIFF files, minutes on two cores
 paperworks run byteformer --format jpeg --data FOLDER           your photos in class folders, written as JPEG
 paperworks run byteformer --recipe files --data FOLDER          files of any kind in class folders, read as they lie
+paperworks run byteformer --recipe speech --data FOLDER         Speech Commands as published, for a cluster
 paperworks predict runs/byteformer --files FOLDER
 """
 
@@ -12,14 +13,23 @@ from functools import partial
 from typing import Any, Literal
 
 from paperworks.backbones.byteformer import VARIANTS, ByteFormer, ByteStem
-from paperworks.data.file_bytes import Changes, ImageFormat, Order, encode_image, encode_wave, open_files
+from paperworks.data.file_bytes import (
+    Changes,
+    ImageFormat,
+    Order,
+    SampleFormat,
+    check_keep,
+    encode_image,
+    encode_wave,
+    open_files,
+)
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Stage, Variant, at_least, at_most, equals
 from paperworks.papers import _byteformer_claims as measure
 from paperworks.papers import _byteformer_use as use
 from paperworks.papers import card
+from paperworks.papers._byteformer_files import FilesConfig
 from paperworks.papers._byteformer_recipe import (
-    FilesConfig,
     Trained,
     baseline,
     evaluate,
@@ -28,6 +38,7 @@ from paperworks.papers._byteformer_recipe import (
     train_on_pixels,
     usual_kernel,
 )
+from paperworks.papers._byteformer_speech import TRAINING_FILES, open_recordings
 from paperworks.papers._classification import DIGITS, AugmentConfig, NetworkConfig
 from paperworks.papers._recognition import imagenet_steps
 from paperworks.training import OptimizerConfig, ParameterRule, ScheduleConfig, TrainConfig
@@ -41,7 +52,7 @@ MILLIONS = {
 
 paper = Paper(
     card("byteformer"),
-    parts=[ByteFormer, ByteStem, encode_image, encode_wave, open_files],
+    parts=[ByteFormer, ByteStem, encode_image, encode_wave, open_files, open_recordings],
     variants={name: Variant(partial(ByteFormer, **arguments), MILLIONS.get(name)) for name, arguments in VARIANTS.items()},
 )
 
@@ -90,8 +101,8 @@ def laptop(
         format: of the files: tiff, png (uncompressed), jpeg, or bare pixels fchw and fhwc
         size: pixels; images are cut or resized to it
         quality: of JPEG
-        order: of the bytes: as they are, reverse, cyclic, stride or window
-        keep: share of the values that a masking camera keeps, at fixed places
+        order: of the bytes: as they are, reverse, random, cyclic, stride or window
+        keep: share of the values that a masking camera keeps, at fixed places (with fhwc or fchw)
         noise: integers of up to this size are added to the bytes
         permute: replace all byte values by a fixed permutation
         kernel: bytes of a token, an even number; two rows of pixels when none is given, 8 for JPEG
@@ -99,6 +110,7 @@ def laptop(
         pixels: train a transformer on pixels too, as wide and deep, with as many steps
         seed: of initial weights, order and augmentation
     """
+    check_keep(format, keep)
     digits = data in DIGITS
     steps = steps or (1000 if digits else 3000)
     channels = 1 if digits else 3
@@ -137,13 +149,38 @@ def files(data: str, longest: int = 1 << 17, kernel: int = 16, steps: int = 1000
     return Recipe(config, STAGES)
 
 
+def _published_network(variant: str) -> NetworkConfig:
+    if variant not in VARIANTS:
+        raise InputError(f"no variant {variant!r}{nearest(variant, VARIANTS)}")
+    return NetworkConfig(variant, {"max_tokens": 50_000})
+
+
+def _published_training(steps: int, batch: int, warmup: int, micro_batch: int, seed: int) -> TrainConfig:
+    """300 epochs; images and sound differ in the batch and the warm-up only."""
+    schedule = ScheduleConfig("cosine", warmup=warmup, warmup_start=1e-3, end=0.02)
+    return TrainConfig(
+        steps,
+        batch,
+        micro_batch,
+        optimizers={"main": OptimizerConfig("adamw", lr=1e-3, weight_decay=0.05, schedule=schedule)},
+        ema=0.9999,
+        seed=seed,
+        workers=8,
+        eval_every=steps // 60,
+        checkpoint_every=steps // 300,
+    )
+
+
 @paper.recipe("paper")
 def published(
     variant: str = "byteformer_tiny_k32",
     data: str = "imagenet",
     format: ImageFormat = "tiff",
     quality: int = 100,
+    order: Order = "none",
     keep: float = 1.0,
+    noise: int = 0,
+    permute: bool = False,
     seed: int = 0,
     micro_batch: int = 48,
 ) -> Recipe:
@@ -154,37 +191,60 @@ def published(
         data: ImageNet as a folder of class folders, shards or parquet
         format: of the files; jpeg goes with byteformer_tiny_k8 (quality 100) or byteformer_tiny_k4 (quality 60)
         quality: of JPEG
-        keep: share of the values that a masking camera keeps (fhwc only: of a container it would cut the header)
+        order: of the bytes: as they are, reverse, random, cyclic, stride or window; published for JPEG with 32 bytes a token
+        keep: share of the values that a masking camera keeps (with fhwc or fchw); published with 4 bytes a token up to 0.1,
+            8 for 0.25, 16 for 0.5 (--set network.arguments.kernel=16) and 32 for 0.75
+        noise: integers of up to this size are added to the bytes; published are 5, 10 and 20, for fhwc with permute
+        permute: replace all byte values by a fixed permutation
         seed: of initial weights, order and augmentation
         micro_batch: files per process and backward pass
     """
-    if variant not in VARIANTS:
-        raise InputError(f"no variant {variant!r}{nearest(variant, VARIANTS)}")
-    steps = imagenet_steps(300, 768)
-    schedule = ScheduleConfig("cosine", warmup=7500, warmup_start=1e-3, end=0.02)
-    optimizer = OptimizerConfig("adamw", lr=1e-3, weight_decay=0.05, schedule=schedule)
-    training = TrainConfig(
-        steps,
-        768,
-        micro_batch,
-        optimizers={"main": optimizer},
-        ema=0.9999,
-        seed=seed,
-        workers=8,
-        eval_every=imagenet_steps(5, 768),
-        checkpoint_every=imagenet_steps(1, 768),
-    )
+    check_keep(format, keep)
+    training = _published_training(imagenet_steps(300, 768), 768, 7500, micro_batch, seed)
     config = FilesConfig(
         data=data,
         image_size=224,
-        network=NetworkConfig(variant, {"max_tokens": 50_000}),
+        network=_published_network(variant),
         augment=AugmentConfig("imagenet", smoothing=0.1),
         training=training,
         watch=50_000,
         seed=seed,
         format=format,
         quality=quality,
-        changes=Changes(keep=keep),
+        changes=Changes(order, keep, noise, permute),
+        pixels=False,
+    )
+    return Recipe(config, STAGES)
+
+
+@paper.recipe("speech")
+def speech(
+    data: str,
+    variant: str = "byteformer_tiny_k32",
+    samples: SampleFormat = "float32",
+    seed: int = 0,
+    micro_batch: int = 48,
+) -> Recipe:
+    """The published Speech Commands training: twelve classes, 300 epochs of batch 384, recordings moved by up to a tenth of a
+    second, with faint background and mixup before they are written as WAV.
+
+    Args:
+        data: Speech Commands v2 as distributed (folders of words beside testing_list.txt), or class folders of WAV files of
+            16 kHz
+        variant: a network of the paper; published besides 32 bytes a token are 16, and 8 and 4 for shorter samples
+        samples: float32, int32, int16 or uint8
+        seed: of initial weights, order and augmentation
+        micro_batch: files per process and backward pass
+    """
+    config = FilesConfig(
+        data=data,
+        network=_published_network(variant),
+        augment=AugmentConfig("shift", mixup=1.0, smoothing=0.1),
+        training=_published_training(round(300 * TRAINING_FILES / 384), 384, 500, micro_batch, seed),
+        watch=5000,
+        seed=seed,
+        format="wav",
+        samples=samples,
         pixels=False,
     )
     return Recipe(config, STAGES)
@@ -193,8 +253,9 @@ def published(
 @paper.recipe("released")
 def released(
     weights: str,
-    format: ImageFormat | Literal["raw"] = "tiff",
+    format: ImageFormat | Literal["raw", "wav"] = "tiff",
     quality: int = 100,
+    samples: SampleFormat = "float32",
     order: Order = "none",
     keep: float = 1.0,
     noise: int = 0,
@@ -205,14 +266,16 @@ def released(
 
     Args:
         weights: a file, such as imagenet_tiff.pt
-        format: of the files; raw for sound
+        format: of the files; wav for speech_commands_wav, raw for files that are read as they lie, such as MP3
         quality: of JPEG
+        samples: of WAV files
         order: of the bytes
-        keep: share of the values that the camera keeps
+        keep: share of the values that the camera keeps (with fhwc or fchw)
         noise: integers of up to this size are added
         permute: byte values are permuted (imagenet_obfuscation)
         window: tokens that see one another; 128 unless said otherwise, 32 for speech_commands_mp3_k4_w32
     """
+    check_keep(format, keep)
     config = FilesConfig(
         data="",
         image_size=224,
@@ -220,6 +283,8 @@ def released(
         augment=AugmentConfig("crop"),
         format=format,
         quality=quality,
+        samples=samples,
+        longest=1 << 31,  # the network's positions are the limit
         changes=Changes(order, keep, noise, permute),
     )
     return Recipe(config, (Stage("train", partial(load_released, window)),))
@@ -234,7 +299,7 @@ def predict(run: Run, files: str, *, top: int = 5, raw: bool = False) -> list[di
 
     Args:
         files: a folder or a file; for a run on images also whatever holds images, which are cut to the run's size and written
-            in its format
+            in its format, as WAV files are for a run on recordings
         top: classes per file
         raw: read files as they lie, without looking into them; runs of the recipe `files` always do
     """
