@@ -306,7 +306,7 @@ def one_model(bench: Bench, kit: Kit, config: Any) -> Measured:
     ]
     probes = []
     for network in (model, untrained):
-        parts = _features(tokenizer, network, config, config.generator.depth // 2)
+        parts = _features(tokenizer, network, config, max(1, config.generator.depth // 2))
         probes.append(_probe_accuracy(*parts["train"], *parts["test"]))
     chance = 100 / model.num_classes
     works = (recognised > 3 * chance) + (distances[0] < distances[1]) + (probes[0] > max(3 * chance, probes[1]))
