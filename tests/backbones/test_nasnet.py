@@ -1,16 +1,20 @@
 """NASNet in particular: timm's weights, the mobile file's gaps, other cells, dropped paths, the auxiliary head, mistakes."""
 
+from functools import partial
+
 import pytest
 import torch
 from timm.models.nasnet import NASNetALarge
 from torch import nn
 from torch.nn import functional as F
 
-from paperworks.backbones.cells import FactorisedReduction, make_operation
+from paperworks.analysis.counting import count_parameters
+from paperworks.backbones.cells import Cell, FactorisedReduction, make_operation
 from paperworks.backbones.genotype import NASNET_A, OPERATIONS, Block, CellPlan, Genotype, genotype_of
 from paperworks.backbones.nasnet import NASNet, official_name, reduction_positions
 from paperworks.backbones.registry import create
 from paperworks.errors import InputError
+from paperworks.layers.convolution import SameConv2d
 from paperworks.layers.drop_path import DropPath, ScheduledDropPath, set_progress
 from paperworks.objectives.classify import Classify
 from paperworks.training import Context
@@ -79,6 +83,53 @@ def test_a_factorised_reduction_sees_every_pixel():
             assert torch.allclose(odd, F.pad(x[0, 0], (0, 1, 0, 1))[1::2, 1::2][: len(even), : len(even)])
 
 
+EXACT = partial(nn.BatchNorm2d, eps=0.0)
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 9), (8, 9)])
+@pytest.mark.parametrize("name", ["conv_3x3", "dil_conv_3x3", "conv_1x3_3x1", "conv_1x7_7x1"])
+def test_striding_operations_of_a_block_look_at_the_same_pixels(name, size):
+    operation, x = make_operation(name, 1, 1, 2, EXACT).eval(), torch.rand(1, 1, *size)
+    with torch.no_grad():
+        for module in operation.modules():
+            if isinstance(module, nn.Conv2d):
+                high, wide = module.kernel_size
+                nn.init.zeros_(module.weight)[0, 0, high // 2, wide // 2] = 1
+        assert torch.equal(operation(x), x[:, :, 1 - size[0] % 2 :: 2, 1 - size[1] % 2 :: 2])
+
+
+@pytest.mark.parametrize("side", [3, 7])
+def test_a_pair_of_bands_is_padded_as_a_same_convolution(side):
+    torch.manual_seed(0)
+    pair = make_operation(f"conv_1x{side}_{side}x1", 2, 3, 2, EXACT).eval()
+    wide, high = SameConv2d(2, 3, (1, side), (1, 2), bias=False), SameConv2d(3, 3, (side, 1), (2, 1), bias=False)
+    wide.weight, high.weight = pair.wide.weight, pair.high.weight
+    with torch.no_grad():
+        for size in ((8, 8), (9, 8), (8, 9), (9, 9)):
+            x = torch.rand(2, 2, *size)
+            assert torch.allclose(pair(x), high(wide(x).relu()), atol=1e-6)
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x
+
+
+def test_an_identity_is_not_dropped_where_it_strides_or_widens_either():
+    plan = CellPlan((Block(0, 1, "identity", "identity"), Block(0, 2, "sep_conv_3x3", "identity")), (1, 3))
+    for halves, channels in ((True, 4), (False, 6)):
+        drop = Dropping()
+        cell = Cell(plan, 4, channels, None, nn.BatchNorm2d, halves=halves, drop_path=drop)
+        assert not isinstance(cell.comb_iter_0_right, nn.Identity)
+        cell(torch.rand(2, channels, 8, 8))
+        assert drop.calls == 1
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_gives_the_map_that_a_cell_expects(name, stride):
@@ -118,6 +169,13 @@ def test_an_onnx_file_takes_images_of_any_size(tmp_path):
             assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
 
 
+def test_the_larger_cifar_network_is_larger_than_the_paper_prints():
+    """6@768 has the printed 3.3 M; the same construction at 7@2304 does not have the printed 27.6 M."""
+    with torch.device("meta"):
+        small, large = (count_parameters(create(f"nasnet_a_cifar_{name}")) / 1e6 for name in ("6_768", "7_2304"))
+    assert (round(small, 1), round(large, 1)) == (3.3, 32.6)
+
+
 def test_published_cells_return_more_than_what_is_unread():
     assert NASNET_A.normal.unread() == (2, 3, 4, 5, 6) and NASNET_A.normal.concat == (1, 2, 3, 4, 5, 6)
     assert NASNET_A.reduction.unread() == (4, 5, 6) and NASNET_A.reduction.concat == (3, 4, 5, 6)
@@ -148,7 +206,7 @@ def test_classify_tells_the_network_how_far_training_is_and_trains_the_auxiliary
     batch = {"image": torch.rand(2, 3, 32, 32), "label": torch.tensor([0, 1])}
     Classify(model).loss(batch, "main", Context(5, 20, 0)).total.backward()
     drop = next(module for module in model.modules() if isinstance(module, ScheduledDropPath))
-    assert float(drop.progress) == 0.25
+    assert float(drop.current) == pytest.approx(0.25 * drop.rate)
     assert model.auxiliary is not None and model.auxiliary.linear.weight.grad is not None
     model.eval()
     with torch.no_grad():
@@ -172,6 +230,8 @@ def test_mistakes_are_named():
         (lambda: CellPlan((Block(0, 1, sep, "sep_conv_3x4"),), (2,)), "did you mean 'sep_conv_3x3'"),
         (lambda: CellPlan((Block(0, 1, sep, sep),), ()), "at least one state in its concat list"),
         (lambda: CellPlan((Block(0, 1, sep, sep),), (3,)), "names state 3"),
+        (lambda: CellPlan((Block(0, 0, sep, sep),), (2,)), "state 1 is read by no block"),
+        (lambda: CellPlan((Block(0, 1, sep, sep), Block(0, 1, sep, sep)), (3,)), "state 2 is read by no block"),
         (lambda: create("nasnetamobile")(torch.rand(1, 3, 20, 20)), "at least 32x32"),
     ):
         with pytest.raises(InputError, match=words):

@@ -7,16 +7,19 @@ from torchvision.transforms import v2
 
 from paperworks.data.seeds import uniforms
 from paperworks.data.transforms import (
+    Cutout,
     EraseWithNoise,
     NoisyRandAugment,
     eval_crop,
     eval_shift,
+    extrapolated,
     imagenet_train,
     resize_shorter,
     to_float,
     train_crop,
     train_shift,
 )
+from paperworks.data.wobble import Chain
 from paperworks.errors import InputError
 from tests.data.making import picture
 
@@ -149,6 +152,74 @@ def test_rand_augment_varies_its_strength_and_often_does_nothing() -> None:
         magnitudes.append(augment.magnitude)
     assert 200 / 4 <= same < 200 / 2  # a quarter, and the identity and operations without effect besides
     assert 80 < np.mean(magnitudes) <= 100 and 2 < np.std(magnitudes) < 9
+
+
+def magnitudes_of(monkeypatch, **arguments) -> dict[str, set[float]]:
+    """What torchvision is told to do, by operation."""
+    told: dict[str, set[float]] = {}
+
+    def note(self, image, transform_id, magnitude, interpolation, fill):
+        told.setdefault(transform_id, set()).add(round(abs(magnitude), 4))
+        return image
+
+    monkeypatch.setattr(v2.RandAugment, "_apply_image_or_video_transform", note, raising=False)
+    augment = NoisyRandAugment(operations=2, deviation=0.0, probability=1.0, **arguments)
+    for _ in range(200):
+        augment(tv_tensors.Image(torch.zeros(3, 48, 48, dtype=torch.uint8)))
+    return told
+
+
+@pytest.mark.parametrize(("magnitude", "share"), [(10, 1.0), (15, 1.5)])
+def test_rand_augment_goes_on_linearly_beyond_its_scale(monkeypatch, magnitude: float, share: float) -> None:
+    told = magnitudes_of(monkeypatch, magnitude=magnitude)
+    assert len(told) == 14
+    assert told["Rotate"] == {30 * share} and told["ShearX"] == {round(0.3 * share, 4)}
+    assert max(told["TranslateY"]) == pytest.approx(48 * 150 / 331 * share, abs=1e-3)
+    assert told["Color"] == ({0.9} if share == 1 else {0.9, 1.35})  # 1.9 and 2.35 of the colour, or 0.1 of it
+    assert told["Posterize"] == {8 - 4 * share} and told["Solarize"] == {0}
+
+
+def test_what_cannot_go_further_stays() -> None:
+    assert extrapolated("Contrast", -0.9, 1.5) == -0.9 and extrapolated("Contrast", 0.9, 1.5) == pytest.approx(1.35)
+    assert extrapolated("Posterize", 4.0, 3.0) == 1 and extrapolated("AutoContrast", 0.0, 3.0) == 0
+
+
+def test_every_image_is_changed_where_the_probability_is_one() -> None:
+    torch.manual_seed(0)
+    pipeline = imagenet_train(32, magnitude=15.0, deviation=0.0, probability=1.0, erase=0.0)
+    image = tv_tensors.Image(batch(1, 48)[0])
+    for _ in range(60):
+        made = pipeline(image)
+        assert made.dtype == torch.uint8 and made.shape == (3, 32, 32)
+    assert pipeline.transforms[2].probability == 1.0
+
+
+def test_magnitudes_that_make_no_sense() -> None:
+    with pytest.raises(InputError, match=r"RandAugment\(40"):
+        NoisyRandAugment(magnitude=40)
+    with pytest.raises(InputError, match=r"probability 1\.5"):
+        NoisyRandAugment(probability=1.5)
+
+
+def test_cutout_colours_a_square_that_may_lie_partly_outside() -> None:
+    images = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
+    draws = torch.tensor([[0.5, 0.5], [0.0, 0.99]], dtype=torch.float64)
+    cut = Cutout(4, (0.0, 0.2, 1.0)).apply(images, draws)
+    expected = images.clone()
+    for row, (rows, columns) in enumerate(((slice(2, 6), slice(2, 6)), (slice(0, 2), slice(5, 8)))):
+        expected[row, :, rows, columns] = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1)
+    assert torch.equal(cut, expected) and (images == 200).all()
+    assert (Cutout(3).apply(images, draws)[0] == 128).sum() == 3 * 9
+    with pytest.raises(InputError, match="removes nothing"):
+        Cutout(0)
+
+
+def test_cutout_after_a_shift_depends_on_its_own_image_alone() -> None:
+    transform, images = Chain(train_shift(32, flip=True), Cutout(16)), batch()
+    draws = uniforms(0, 0, range(6), transform.draws)
+    whole = transform.apply(images, draws)
+    for row in range(6):
+        assert torch.equal(whole[row], transform.apply(images[row : row + 1], draws[row : row + 1])[0])
 
 
 def test_erasing_puts_noise_into_one_rectangle() -> None:

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from paperworks.errors import InputError
-from paperworks.layers.drop_path import DropPath, linear_rates
+from paperworks.layers.drop_path import DropPath, ScheduledDropPath, kept_share, linear_rates, set_progress
 
 
 def test_samples_are_dropped_whole_and_the_mean_stays():
@@ -27,3 +28,22 @@ def test_a_rate_of_one_is_refused():
 def test_rates_grow_over_all_blocks():
     assert linear_rates(0.3, [1, 2, 1]) == [[0.0], [pytest.approx(0.1), pytest.approx(0.2)], [pytest.approx(0.3)]]
     assert linear_rates(0.3, [1]) == [[0.0]]
+
+
+def test_a_path_is_kept_less_often_the_deeper_it_lies_and_the_later_it_is():
+    assert kept_share(0.6) == pytest.approx(0.6)
+    assert kept_share(0.6, depth=0.5) == pytest.approx(0.8) == kept_share(0.6, progress=0.5)
+    assert kept_share(0.6, 0.5, 0.5) == pytest.approx(0.9)
+    assert kept_share(0.6, progress=2.0) == pytest.approx(0.6) and kept_share(0.6, progress=0.0) == 1
+
+
+def test_modules_are_told_how_far_training_is():
+    network = nn.Sequential(ScheduledDropPath(0.4), nn.Sequential(ScheduledDropPath(0.2), DropPath(0.3)))
+    drops = [module for module in network.modules() if isinstance(module, ScheduledDropPath)]
+    assert [float(drop.current) for drop in drops] == [0, 0]
+    for step, share in ((1, 0.25), (4, 1.0), (9, 1.0)):
+        set_progress(network, step, 4)
+        assert [float(drop.current) for drop in drops] == pytest.approx([0.4 * share, 0.2 * share])
+    torch.manual_seed(0)
+    assert float((network[0](torch.ones(4000, 1)) == 0).float().mean()) == pytest.approx(0.4, abs=0.03)
+    assert not network.state_dict()

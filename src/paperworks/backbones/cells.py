@@ -71,21 +71,30 @@ class SeparableTwice(nn.Module):
 
 
 class BandPair(nn.Module):
-    """1 x size, then size x 1 convolution, each followed by batch norm. Takes its input after the ReLU."""
+    """1 x size, then size x 1 convolution, each followed by batch norm. Takes its input after the ReLU.
+
+    Padded as every other operation is: on an even map a stride of 2 has one pixel less on the left and above.
+    """
 
     activated = True
     norm_pairs = (("wide", "wide_bn"), ("high", "high_bn"))
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, norm: Norm):
         super().__init__()
-        pad = size // 2
-        self.wide = nn.Conv2d(inputs, outputs, (1, size), (1, stride), (0, pad), bias=False)
+        self.margin, self.stride = size // 2, stride
+        inside = self.margin if stride == 1 else 0
+        self.wide = nn.Conv2d(inputs, outputs, (1, size), (1, stride), (0, inside), bias=False)
         self.wide_bn = norm(outputs)
-        self.high = nn.Conv2d(outputs, outputs, (size, 1), (stride, 1), (pad, 0), bias=False)
+        self.high = nn.Conv2d(outputs, outputs, (size, 1), (stride, 1), (inside, 0), bias=False)
         self.high_bn = norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.high_bn(self.high(F.relu(self.wide_bn(self.wide(x)), inplace=True)))
+        if self.stride > 1:
+            x = F.pad(x, (self.margin, self.margin, 0, 0))[..., 1 - x.shape[3] % 2 :]
+        x = F.relu(self.wide_bn(self.wide(x)), inplace=True)
+        if self.stride > 1:
+            x = F.pad(x, (0, 0, self.margin, self.margin))[:, :, 1 - x.shape[2] % 2 :]
+        return self.high_bn(self.high(x))
 
 
 class PoolThenMatch(nn.Module):
@@ -237,7 +246,7 @@ class Cell(nn.Module):
             states.append(self.conv_prev_1x1(previous))
         for block, names in zip(self.plan.blocks, self.operations):
             results = []
-            for name, (state, _) in zip(names, block.branches):
+            for name, (state, word) in zip(names, block.branches):
                 operation = getattr(self, name)
                 x = states[state]
                 if getattr(operation, "activated", False):
@@ -245,7 +254,8 @@ class Cell(nn.Module):
                         activated[state] = F.relu(x)
                     x = activated[state]
                 result = operation(x)
-                results.append(result if isinstance(operation, nn.Identity) else self.drop_path(result))
+                # an identity that strides or widens is a convolution here, and still never dropped
+                results.append(result if word == "identity" else self.drop_path(result))
             left, right = results
             states.append(left + right if block.combine == "add" else torch.cat((left, right), 1))
         return torch.cat([self._returned(state, states[state]) for state in self.plan.concat], 1)

@@ -50,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """Blocks in order, and the states that are concatenated to the cell's output."""
+    """Blocks in order, and the states that are concatenated to the cell's output: at least those that no block reads."""
 
     blocks: tuple[Block, ...]
     concat: tuple[int, ...]
@@ -71,6 +71,12 @@ class CellPlan:
                 raise InputError(f"the concat list names state {state}: there are 0 to {self.states - 1}")
         if len(set(self.concat)) < len(self.concat):
             raise InputError(f"the concat list {list(self.concat)} names a state twice")
+        lost = [state for state in self.unread() if state not in self.concat]
+        if lost:
+            raise InputError(
+                f"state {lost[0]} is read by no block and missing in the concat list {list(self.concat)}: add it, or leave the "
+                "list out to return all states that no block reads"
+            )
 
     @property
     def states(self) -> int:

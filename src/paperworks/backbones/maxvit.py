@@ -347,6 +347,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "large": {**DEEP, "dims": (128, 256, 512, 1024), "stem_width": 128},
     "xlarge": {**DEEP, "dims": (192, 384, 768, 1536), "stem_width": 192},
 }
+SIZES = (224, 384, 512)
 TOP1 = {
     "tiny": (83.62, 85.24, 85.72),
     "small": (84.45, 85.74, 86.19),
@@ -357,8 +358,7 @@ TOP1 = {
 """ImageNet top-1 at 224, 384 and 512 pixels; xlarge after ImageNet-21K"""
 
 
-def _cfg(width: str, size: int) -> dict[str, Any]:
-    tag = "in1k" if width != "xlarge" else "in21k" if size == 224 else "in21k_ft_in1k"
+def _cfg(width: str, size: int, tag: str) -> dict[str, Any]:
     # as timm has it: ImageNet's mean and deviation go with the 224-pixel weights of ImageNet-1K only
     scaling = {} if tag == "in1k" and size == 224 else {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     return {
@@ -373,15 +373,18 @@ def _cfg(width: str, size: int) -> dict[str, Any]:
     }
 
 
-def _entry(width: str, index: int) -> Entry:
-    size = (224, 384, 512)[index]
-    cfg = _cfg(width, size)
+def _entry(width: str, size: int, pretrained: bool = False) -> Entry:
+    """pretrained: the network for ImageNet-21K; xlarge has no other at 224 pixels, and only fine-tuned ones above."""
+    only_21k = width == "xlarge"
+    tag = "in21k" if pretrained or (only_21k and size == 224) else "in21k_ft_in1k" if only_21k else "in1k"
+    cfg = _cfg(width, size, tag)
     arguments = {**WIDTHS[width], "window": size // 32, "num_classes": cfg["num_classes"]}
-    return Entry(MaxViT, arguments, cfg, TOP1[width][index])
+    return Entry(MaxViT, arguments, cfg, None if tag == "in21k" else TOP1[width][SIZES.index(size)])
 
 
 ENTRIES: dict[str, Entry] = {
-    **{f"maxvit_{width}": _entry(width, 0) for width in WIDTHS},
-    **{f"maxvit_{width}_tf_{size}": _entry(width, index) for width in WIDTHS for index, size in enumerate((224, 384, 512))},
+    **{f"maxvit_{width}": _entry(width, 224) for width in WIDTHS},
+    **{f"maxvit_{width}_21k": _entry(width, 224, pretrained=True) for width in ("base", "large")},
+    **{f"maxvit_{width}_tf_{size}": _entry(width, size) for width in WIDTHS for size in SIZES},
 }
-"""timm's names, and the plain ones, which timm does not have: the networks for 224 pixels"""
+"""timm's names, and plain ones, which timm does not have: the networks for 224 pixels, with "_21k" for ImageNet-21K"""

@@ -19,7 +19,7 @@ from paperworks.backbones.genotype import genotype_of
 from paperworks.backbones.protocol import Backbone
 from paperworks.backbones.registry import Entry
 from paperworks.errors import InputError
-from paperworks.layers.drop_path import DropPath, ScheduledDropPath
+from paperworks.layers.drop_path import DropPath, ScheduledDropPath, kept_share
 from paperworks.layers.pretrained import load_official
 from paperworks.layers.same_padding import SameAvgPool2d
 
@@ -91,7 +91,7 @@ class NASNet(Backbone):
         before_last_reduction = current
         for number, (name, width, halves) in enumerate(plan):
             keeps = skip_reduction_input and name.startswith("reduction")
-            rate = drop_path_rate * (number + 1) / len(plan)
+            rate = 1 - kept_share(1 - drop_path_rate, depth=(number + 1) / len(plan))
             cell = Cell(
                 cells.reduction if halves else cells.normal,
                 width,
@@ -273,5 +273,6 @@ ENTRIES: dict[str, Entry] = {
     "nasnetalarge": Entry(NASNet, {"stem_size": 96, "skip_reduction_input": True}, LARGE_CFG, 82.7),
     "nasnetamobile": Entry(NASNet, {"num_cells": 12, "filters": 44, "stem_size": 32}, MOBILE_CFG, 74.0),
     "nasnet_a_cifar_6_768": Entry(NASNet, {**CIFAR, "filters": 32}, CIFAR_CFG),
+    "nasnet_a_cifar_7_2304": Entry(NASNet, {**CIFAR, "num_cells": 21, "filters": 96}, CIFAR_CFG),
 }
 """figures of the paper's tables 1 and 2; the large and the mobile network under their usual names"""

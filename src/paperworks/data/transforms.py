@@ -8,6 +8,7 @@ Both take and give uint8 unless said otherwise; `to_float` comes last, in the tr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -82,6 +83,26 @@ class Shift(Drawn):
         return _cut(F.pad(images, sides, mode=self.mode), self.size, uniforms, self.random, self.flip)
 
 
+class Cutout(Drawn):
+    """A square of `side` pixels takes `colour`, a number in [0, 1] for each channel or one for all (1708.04552). Its centre is
+    anywhere in the image, so that a part of it may lie outside."""
+
+    draws = 2
+
+    def __init__(self, side: int, colour: Sequence[float] = (0.5,)):
+        if side < 1:
+            raise InputError(f"a cutout of {side} pixels removes nothing: at least 1")
+        self.side = side
+        self.colour = torch.tensor([round(255 * value) for value in colour], dtype=torch.uint8).view(1, -1, 1, 1)
+
+    def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        inside = torch.ones((), dtype=torch.bool)
+        for drawn, extent, shape in zip(uniforms.T, images.shape[-2:], ((1, 1, -1, 1), (1, 1, 1, -1))):
+            offset = torch.arange(extent).view(shape) - (drawn * extent).long().view(-1, 1, 1, 1)
+            inside = inside & (offset >= -(self.side // 2)) & (offset < (self.side + 1) // 2)
+        return torch.where(inside, self.colour, images)
+
+
 def train_crop(size: int, *, margin: float = 1.125, flip: bool = False, mode: Resampling = "bicubic") -> Drawn:
     """Resize the shorter side to size x margin, cut a random square (VAR's training images: margin 1.125, no flip)."""
     return Crop(size, margin=margin, random=True, flip=flip, mode=mode)
@@ -147,6 +168,7 @@ def imagenet_train(
     magnitude: float = 9.0,
     deviation: float = 0.5,
     operations: int = 2,
+    probability: float = 0.5,
     erase: float = 0.25,
 ) -> v2.Compose:
     """The common recipe: random resized crop, mirror, RandAugment (timm's rand-m9-mstd0.5-inc1 as far as torchvision has
@@ -156,35 +178,63 @@ def imagenet_train(
         v2.RandomHorizontalFlip(flip),
     ]
     if magnitude > 0 and operations > 0:
-        steps.append(NoisyRandAugment(operations, magnitude, deviation))
+        steps.append(NoisyRandAugment(operations, magnitude, deviation, probability))
     if erase > 0:
         steps.append(EraseWithNoise(erase))
     return v2.Compose(steps)
 
 
 class NoisyRandAugment(v2.RandAugment):
-    """RandAugment whose strength varies: each of `operations` happens with `probability`, at a magnitude drawn from
-    N(magnitude, deviation) on a scale of 0 to 10 (torchvision's own has one fixed magnitude and applies all)."""
+    """RandAugment (1909.13719) whose strength varies: each of `operations` happens with `probability`, at a magnitude drawn
+    from N(magnitude, deviation) (torchvision's own has one fixed magnitude and applies all).
+
+    Magnitudes are on the scale from 0 to 10. With a mean up to 10 none goes beyond, as in timm. A larger mean goes on linearly,
+    as in the TensorFlow recipes that name 15: turns by 45 degrees where 10 has 30.
+    """
 
     BINS = 101
+    SCALE = 10.0
+    LARGEST = 30.0
 
     def __init__(self, operations: int = 2, magnitude: float = 9.0, deviation: float = 0.5, probability: float = 0.5):
         super().__init__(
             num_ops=1, magnitude=0, num_magnitude_bins=self.BINS, interpolation=InterpolationMode.BILINEAR, fill=128
         )
+        if not 0 <= magnitude <= self.LARGEST or deviation < 0:
+            raise InputError(f"RandAugment({magnitude}, deviation {deviation}): magnitudes are 0 to 10, and up to 30 beyond")
+        if not 0 <= probability <= 1:
+            raise InputError(f"RandAugment: probability {probability} is not between 0 and 1")
         self.operations = operations
         self.mean = magnitude
         self.deviation = deviation
         self.probability = probability
+        self.beyond = 1.0
 
     def forward(self, *inputs: Any) -> Any:
         for _ in range(self.operations):
             if torch.rand(()) < self.probability:
-                drawn = self.mean + self.deviation * torch.randn(()).item()
-                self.magnitude = round(min(max(drawn, 0.0), 10.0) / 10 * (self.BINS - 1))
+                drawn = max(self.mean + self.deviation * torch.randn(()).item(), 0.0)
+                self.magnitude = round(min(drawn, self.SCALE) / self.SCALE * (self.BINS - 1))
+                self.beyond = max(1.0, drawn / self.SCALE) if self.mean > self.SCALE else 1.0
                 changed = super().forward(*inputs)
                 inputs = changed if isinstance(changed, tuple) else (changed,)
         return inputs if len(inputs) > 1 else inputs[0]
+
+    def _apply_image_or_video_transform(
+        self, image: Any, transform_id: str, magnitude: float, interpolation: Any, fill: Any
+    ) -> Any:
+        if self.beyond > 1:
+            magnitude = extrapolated(transform_id, magnitude, self.beyond)
+        return super()._apply_image_or_video_transform(image, transform_id, magnitude, interpolation, fill)
+
+
+def extrapolated(operation: str, magnitude: float, share: float) -> float:
+    """What a torchvision operation takes at `share` times the end of the scale, where it takes `magnitude`."""
+    if operation == "Posterize":  # takes the bits that are kept, of 8: at least one
+        return max(1, round(8 - (8 - magnitude) * share))
+    if operation in ("Brightness", "Color", "Contrast", "Sharpness"):  # 1 + magnitude is a factor, never below 0.1
+        return max(-0.9, magnitude * share)
+    return magnitude * share
 
 
 class EraseWithNoise(v2.Transform):

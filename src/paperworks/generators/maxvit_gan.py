@@ -92,7 +92,7 @@ class MaxViTGenerator(nn.Module, Pretrained):
         self,
         size: int = 128,
         channels: int = 3,
-        dims: Sequence[int] = (288, 288, 192, 96, 64),
+        dims: Sequence[int] = (320, 192, 160, 128, 64),
         depth: int = 2,
         *,
         latent: int = 128,

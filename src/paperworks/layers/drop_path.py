@@ -35,28 +35,27 @@ class DropPath(nn.Module):
 class ScheduledDropPath(DropPath):
     """DropPath whose probability grows linearly over training: `rate` is reached at its end (1707.07012, section 3).
 
-    How far training is, from 0 to 1, is told with `set_progress`; a network that nobody tells drops nothing.
+    How far training is, is told with `set_progress`; a network that nobody tells drops nothing.
     """
 
-    progress: Tensor
+    current: Tensor
+    """the probability now"""
 
     def __init__(self, rate: float = 0.0):
         super().__init__(rate)
-        self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.register_buffer("current", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        rate = self.progress.to(x.dtype) * self.rate
-        return drop_samples(x, rate, torch.rand(len(x), dtype=x.dtype, device=x.device))
+        return drop_samples(x, self.current.to(x.dtype), torch.rand(len(x), dtype=x.dtype, device=x.device))
 
 
 def set_progress(network: nn.Module, step: int, steps: int) -> None:
     """Tell every ScheduledDropPath in `network` that training is at `step` of `steps`."""
-    share = min(1.0, step / max(1, steps))
     for module in network.modules():
         if isinstance(module, ScheduledDropPath):
-            module.progress.fill_(share)
+            module.current.fill_(1 - kept_share(1 - module.rate, progress=step / max(1, steps)))
 
 
 def kept_share(keep: float, depth: float = 1.0, progress: float = 1.0) -> float:

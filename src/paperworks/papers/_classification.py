@@ -7,6 +7,7 @@ config.json), which `Trained.of(run)` opens again.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from paperworks.backbones.inference import Prepared, prepare_for_inference
 from paperworks.backbones.protocol import Backbone
 from paperworks.backbones.registry import Entry, entries
 from paperworks.data import ImageSource, Loader, Mix, Transformed, open_images
-from paperworks.data.transforms import Drawn, eval_crop, eval_shift, imagenet_train, train_crop, train_shift
+from paperworks.data.transforms import Cutout, Drawn, eval_crop, eval_shift, imagenet_train, train_crop, train_shift
+from paperworks.data.wobble import Chain
 from paperworks.errors import InputError, nearest
 from paperworks.layers.pretrained import read_weights
 from paperworks.objectives.classify import Classify, Scores, score
@@ -46,9 +48,15 @@ class AugmentConfig:
     """pad and cut (small images), resize and cut, random resized crop with RandAugment and erasing, or nothing"""
     flip: bool = True
     magnitude: float = 9.0
-    """of RandAugment; 0 for none ("imagenet" only)"""
+    """of RandAugment, on a scale that papers call 0 to 10 and go beyond; 0 for none ("imagenet" only)"""
+    deviation: float = 0.5
+    """of the magnitude, from one operation to the next"""
+    probability: float = 0.5
+    """of each of RandAugment's two operations"""
     erase: float = 0.25
     """probability of random erasing ("imagenet" only)"""
+    cutout: int = 0
+    """side of a square of every image that takes the mean colour; 0 for none (not with "imagenet")"""
     mixup: float = 0.8
     cutmix: float = 1.0
     mix_probability: float = 1.0
@@ -81,14 +89,26 @@ def open_split(config: ClassifierConfig, split: Literal["train", "test"]) -> Ima
 
 def training_transform(config: ClassifierConfig) -> Any:
     size, augment = config.image_size, config.augment
-    if augment.kind == "shift":
-        return train_shift(size, pad=max(1, size // 8), flip=augment.flip)
-    if augment.kind == "crop":
-        return train_crop(size, flip=augment.flip)
     if augment.kind == "imagenet":
-        chance = 0.5 if augment.flip else 0.0
-        return imagenet_train(size, flip=chance, magnitude=augment.magnitude, erase=augment.erase)
-    return evaluation_transform(config.image_size, config.crop_pct, augment.kind)
+        if augment.cutout:
+            raise InputError(f"augment.cutout={augment.cutout}: 'imagenet' erases rectangles instead, see augment.erase")
+        return imagenet_train(
+            size,
+            flip=0.5 if augment.flip else 0.0,
+            magnitude=augment.magnitude,
+            deviation=augment.deviation,
+            probability=augment.probability,
+            erase=augment.erase,
+        )
+    if augment.kind == "shift":
+        plain = train_shift(size, pad=max(1, size // 8), flip=augment.flip)
+    elif augment.kind == "crop":
+        plain = train_crop(size, flip=augment.flip)
+    else:
+        plain = evaluation_transform(size, config.crop_pct, augment.kind)
+    if not augment.cutout:
+        return plain
+    return Chain(plain, Cutout(augment.cutout, entry_of(config.network.name).pretrained_cfg["mean"]))
 
 
 def evaluation_transform(size: int, crop_pct: float, kind: str) -> Drawn:
@@ -114,8 +134,7 @@ def entry_of(name: str) -> Entry:
 
 def build_network(config: NetworkConfig, num_classes: int, seed: int) -> Backbone:
     """Random weights from the seed, or released ones; their last layer is dropped where the number of classes differs."""
-    entry = entry_of(config.name)
-    arguments = {**entry.arguments, **config.arguments, "num_classes": num_classes}
+    entry, arguments = entry_of(config.name), _arguments(config, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -125,10 +144,19 @@ def build_network(config: NetworkConfig, num_classes: int, seed: int) -> Backbon
     if not config.weights:
         return network
     weights = _released(config)
-    last = str(entry.pretrained_cfg["classifier"]) + "."
+    last = _last_layer(config.name)
     if any(len(value) != num_classes for name, value in weights.items() if name.startswith(last)):
         weights |= {name: value for name, value in network.state_dict().items() if name.startswith(last)}
     return entry.network.from_official(weights, **arguments)
+
+
+def _arguments(config: NetworkConfig, num_classes: int) -> dict[str, Any]:
+    return {**entry_of(config.name).arguments, **config.arguments, "num_classes": num_classes}
+
+
+def _last_layer(name: str) -> str:
+    """What the keys of a network's last layer begin with."""
+    return str(entry_of(name).pretrained_cfg["classifier"]) + "."
 
 
 def _released(config: NetworkConfig) -> dict[str, Tensor]:
@@ -253,20 +281,56 @@ def train_on(source: ImageSource, config: ClassifierConfig, run: Run) -> Mapping
 
 
 def load_released(config: ClassifierConfig, run: Run) -> Mapping[str, Any]:
-    """In place of training: an ImageNet network with released weights."""
+    """In place of training: a network with released weights, as many classes as the file has and their names."""
+    name = config.network.name
+    entry, last = entry_of(name), _last_layer(name)
+    weights = _without_background(_released(config.network), last)
+    rows = {len(value) for key, value in weights.items() if key.startswith(last)}
+    expected = int(entry.pretrained_cfg["num_classes"])
+    count = rows.pop() if len(rows) == 1 else expected  # where authors call the layer otherwise, loading compares
+    if _part_of_imagenet(count) is None and count != expected:
+        raise InputError(
+            f"{config.network.weights}: its last layer has {count} classes and {name}'s released one {expected}, so their "
+            "names are not known; --recipe finetune with the same --weights and your --data trains a last layer for yours"
+        )
+    try:
+        network = entry.network.from_official(weights, **_arguments(config.network, count))
+    except TypeError as error:
+        raise InputError(f"network {name}: {error}") from None
+    classes, also = released_classes(count)
+    save_network(network, classes, also, run.stage_folder("train"))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"source": config.network.weights, "parameters": parameters, "classes": count}
+
+
+def _without_background(weights: dict[str, Tensor], last: str) -> dict[str, Tensor]:
+    """ImageNet's 1000 classes where the file has 1001: TensorFlow's networks put "background" before them."""
+    return {key: value[1:] if key.startswith(last) and len(value) == 1001 else value for key, value in weights.items()}
+
+
+def _part_of_imagenet(classes: int) -> str | None:
+    """timm's name of the part that has so many classes."""
+    from timm.data import infer_imagenet_subset
+
+    return infer_imagenet_subset({"num_classes": classes})
+
+
+def released_classes(count: int) -> tuple[list[str], list[set[str]]]:
+    """Names of the classes of a part of ImageNet that is told by its number of classes, and per class all names by which data
+    sets know it; plain numbers for anything else."""
+    subset = _part_of_imagenet(count)
+    if subset is None:
+        return [str(number) for number in range(count)], [set() for _ in range(count)]
     from timm.data import ImageNetInfo
 
-    info = ImageNetInfo()
-    network = build_network(config.network, 1000, config.seed)
-    short = [info.index_to_description(index).split(",")[0] for index in range(1000)]
+    info = ImageNetInfo(subset)
+    descriptions = [info.index_to_description(index) for index in range(count)]
     also = [
-        {_plain(name) for name in (info.index_to_label_name(index), info.index_to_description(index))}
-        | {_plain(word) for word in info.index_to_description(index).split(",")}
-        for index in range(1000)
+        {_plain(name) for name in (info.index_to_label_name(index), words, *words.split(","))}
+        for index, words in enumerate(descriptions)
     ]
-    shared = {name for names in also for name in names if sum(name in others for others in also) > 1}
-    save_network(network, short, [names - shared for names in also], run.stage_folder("train"))
-    return {"source": config.network.weights, "parameters": sum(p.numel() for p in network.parameters()), "classes": 1000}
+    uses = Counter(name for names in also for name in names)
+    return [words.split(",")[0] for words in descriptions], [{name for name in names if uses[name] == 1} for names in also]
 
 
 def save_network(network: Backbone, classes: list[str], also_called: list[set[str]], folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,12 @@ class GeneratorConfig:
     expand: float = 2.0
 
 
+PUBLISHED = GeneratorConfig(
+    (320, 192, 160, 128, 64), 2, latent=128, tokens=16, token_dim=256, window=8, head_dim=32, mlp_ratio=4.0, expand=4.0
+)
+"""at 128 pixels, with about as many parameters as the paper prints"""
+
+
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     width: int = 12
@@ -87,6 +93,8 @@ class GenerateConfig:
     training: TrainConfig = field(default_factory=lambda: adam(1200, 1.5e-3))
     images: int = 1000
     """made for the Frechet distance"""
+    judged: int = 0
+    """of these and of the held-out images at most; 0 for as many as two cores judge in a short while"""
 
 
 def build_generator(config: GenerateConfig) -> MaxViTGenerator:
@@ -139,6 +147,7 @@ def train(config: GenerateConfig, run: Run) -> Mapping[str, Any]:
 def evaluate(config: GenerateConfig, run: Run, generator: MaxViTGenerator) -> dict[str, Any]:
     """Samples against held-out images; training images against them say how near one can come."""
     judge = Judge.of(config.data, run.stage_folder("judge"))
+    judge = replace(judge, limit=config.judged or judge.limit)
     test = open_test(config.data, channels=config.channels, strict=config.strict)
     known = open_split(config.data, "train", channels=config.channels, strict=config.strict)
     real = framed(test, config.image_size, judge.limit)
@@ -151,7 +160,7 @@ def evaluate(config: GenerateConfig, run: Run, generator: MaxViTGenerator) -> di
     fresh.settle(torch.Generator().manual_seed(config.seed), batches=2)
     numbers = {"milliseconds per sampled image": milliseconds}
     # without classes of its own the generator has no labels to be compared with
-    plain = Judge(judge.network, judge.name, judge.limit, knows_classes=False)
+    plain = replace(judge, knows_classes=False)
     labels = labels_of(test)[: len(real)]
     numbers |= sample_numbers(plain, real, labels, made, labels, untrained=fresh.eval().sample(count, config.seed))
     if len(real) > 2:

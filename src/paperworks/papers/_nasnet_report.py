@@ -34,13 +34,14 @@ def report_stage(config: SearchConfig, run: Run) -> Mapping[str, Any]:
         f"The space has {found['space']:.2g} pairs of cells. Each search judged {config.evaluations} of them by training a "
         f"network of {config.num_cells + config.reductions} cells with {config.filters} filters for {config.child.steps} steps "
         f"of {config.child.batch_size} images; the reward is its accuracy on {found['held_out']} images that it never saw. "
-        "The best cell of the controller is in cell.json."
+        f"The {config.top} best of each were trained for {config.longer.steps} steps and judged on the same images; what came "
+        "out first among the controller's is in cell.json."
     )
     with styled() as pyplot:
         figure, axes = pyplot.subplots(figsize=(7.2, 3.8))
         draw_rewards(axes, rewards)
         report.figure("Reward over evaluations", figure, "Points: children. Lines: the mean of the last 10 of a search.")
-        best = space.genotype(found["best"]["ppo"]["arch"])
+        best = space.genotype(longer["chosen"]["ppo"])
         for word, plan in (("normal", best.normal), ("reduction", best.reduction)):
             report.figure(
                 f"The controller's best {word} cell",
@@ -49,14 +50,24 @@ def report_stage(config: SearchConfig, run: Run) -> Mapping[str, Any]:
                 + (" Operations on states 0 and 1 halve the map." if word == "reduction" else ""),
             )
     report.table(
-        "Trained for longer, judged on test images",
+        "The best of each search, trained for longer",
+        ["found by", "accuracy", "loss", "parameters"],
+        [_cells(NAMES[name], row) for name, rows in longer["tried"].items() for row in rows],
+        note=f"From the highest reward down; {config.longer.steps} steps, judged on the held-out images that gave the rewards.",
+    )
+    report.table(
+        "On test images",
         ["cell", "accuracy", "loss", "parameters"],
-        [[n, f"{row['reward']:.1%}", f"{row['loss']:.3f}", f"{row['parameters']:,.0f}"] for n, row in longer.items()],
-        note=f"{config.longer.steps} steps of {config.longer.batch_size} images, the same small network around each cell. "
+        [_cells(name, row) for name, row in longer["final"].items()],
+        note=f"Trained on all training images for {config.longer.steps} steps, the same small network around each cell. "
         "NASNet-A was found on CIFAR-10; it returns here what no block reads, as during a search.",
     )
     report.recipe(config, run.record["command"])
     return {"report": str(report.save(run.folder / "report.html"))}
+
+
+def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    return [name, f"{row['reward']:.1%}", f"{row['loss']:.3f}", f"{row['parameters']:,.0f}"]
 
 
 def draw_rewards(axes: Any, rewards: Mapping[str, Sequence[float]]) -> None:

@@ -1,4 +1,4 @@
-"""NASNet's search on a small test bed: a controller trained with PPO against random search, then the winners trained longer."""
+"""NASNet's search on a small test bed: a controller trained with PPO against random search, then the best of both longer."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class SearchConfig:
     data: str = "default"
     image_size: int = 16
     """pixels; images are resized and cut to it"""
+    margin: float = 1.125
+    """the shorter side before cutting, as a multiple of that"""
     held_out: float = 0.25
     """share of the training images on which rewards are measured"""
     blocks: int = 5
@@ -57,8 +59,9 @@ class SearchConfig:
     controller: PPOConfig = field(default_factory=lambda: PPOConfig(lr=1e-2))
     """the paper's learning rate is for 20,000 children; this one was set on made-up rewards, without any training"""
     child: TrainConfig = field(default_factory=lambda: short(40))
-    longer: TrainConfig = field(default_factory=lambda: short(240))
-    """of the best cells, on all training images"""
+    top: int = 3
+    """cells of each search that are then trained longer, to find the one that stays best"""
+    longer: TrainConfig = field(default_factory=lambda: short(120))
     seed: int = 0
 
 
@@ -68,6 +71,8 @@ class TestBed:
     __test__ = False  # pytest takes it for a test otherwise
 
     def __init__(self, config: SearchConfig):
+        if config.top < 1:
+            raise InputError(f"top={config.top}: at least the best cell of a search is trained longer")
         self.config = config
         self.space = CellSpace(config.blocks)
         train = open_images(config.data, split="train", labels="required", channels=3)
@@ -75,13 +80,14 @@ class TestBed:
         if not 0 < config.held_out < 1 or train.classes is None:
             raise InputError(f"held_out={config.held_out}: it is a share of the training images, above 0 and below 1")
         self.classes = len(train.classes)
+        self.frame = frame = eval_crop(config.image_size, margin=config.margin)
         chosen = torch.rand(len(train), generator=torch.Generator().manual_seed(config.seed)) < config.held_out
         self.train, self.all = self._samples(train.subset(~chosen)), train
-        self.judged = list(in_order(train.subset(chosen), eval_crop(config.image_size), 250))
-        self.test = list(in_order(test, eval_crop(config.image_size), 250))
+        self.judged = list(in_order(train.subset(chosen), frame, 250))
+        self.test = list(in_order(test, frame, 250))
 
     def _samples(self, source: ImageSource) -> list[dict[str, Any]]:
-        data = Transformed(source, eval_crop(self.config.image_size), seed=0)
+        data = Transformed(source, self.frame, seed=0)
         return [{name: sample[name] for name in ("image", "label")} for sample in map(data.__getitem__, range(len(data)))]
 
     def build(self, arch: Sequence[int]) -> NASNet:
@@ -96,9 +102,9 @@ class TestBed:
             num_classes=self.classes,
         )
 
-    def reward(self) -> ShortTraining:
+    def reward(self, training: TrainConfig) -> ShortTraining:
         """Judges a child on held-out training images."""
-        return ShortTraining(self.build, self.train, self.judged, self.classes, self.config.child)
+        return ShortTraining(self.build, self.train, self.judged, self.classes, training)
 
     def final(self) -> ShortTraining:
         """Trains on all training images for longer, judges on test images."""
@@ -107,22 +113,19 @@ class TestBed:
     def archive(self, path: Path, training: TrainConfig) -> Archive:
         c = self.config
         network = [c.num_cells, c.reductions, c.filters, c.stem_stride]
-        key = {"data": c.data, "pixels": c.image_size, "held_out": c.held_out, "network": network, "seed": c.seed}
-        return Archive(path, self.space, key | {"training": to_plain(training)})
+        key = {"data": c.data, "pixels": c.image_size, "margin": c.margin, "held_out": c.held_out, "seed": c.seed}
+        return Archive(path, self.space, key | {"network": network, "training": to_plain(training)})
 
 
 def search_stage(config: SearchConfig, run: Run) -> Mapping[str, Any]:
     """Both searches; each evaluation is on disk before the next one begins."""
     bed = TestBed(config)
     found = {name: searched(bed, name, run.stage_folder("search")) for name in ("ppo", "random")}
-    best = max(found["ppo"], key=lambda record: record.reward)
-    write_json(run.folder / "cell.json", bed.space.genotype(best.arch).to_plain())
     return {
         "train_images": len(bed.train),
         "held_out": sum(len(batch["label"]) for batch in bed.judged),
         "space": float(bed.space.size()),
         "rewards": {name: [record.reward for record in records] for name, records in found.items()},
-        "best": {name: _row(max(records, key=lambda record: record.reward)) for name, records in found.items()},
         "evaluated_seconds": {name: sum(record.seconds for record in records) for name, records in found.items()},
     }
 
@@ -140,19 +143,26 @@ def searched(bed: TestBed, name: str, folder: Path) -> list[Record]:
             progress.losses({"reward": record.reward, "best": archive.best()[0].reward})
             progress.advance(done)
 
-        return search(searcher, bed.reward(), archive, c.evaluations, batch=c.batch, told=told)
+        return search(searcher, bed.reward(c.child), archive, c.evaluations, batch=c.batch, told=told)
 
 
 def longer_stage(config: SearchConfig, run: Run) -> Mapping[str, Any]:
-    """The best cell of each search, and the published one where the space has it, trained alike."""
-    bed = TestBed(config)
-    best = run.result("search")["best"]
-    cells = {"controller's best": best["ppo"]["arch"], "random search's best": best["random"]["arch"]}
+    """The best cells of each search trained for longer and judged on the same held-out images as before; then what comes out
+    first of either, and the published cells where the space has them, trained alike on all images and judged on test images."""
+    bed, folder = TestBed(config), run.stage_folder("longer")
+    judge, tried = bed.reward(config.longer), bed.archive(folder / "tried.jsonl", config.longer)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in ("ppo", "random"):
+        known = bed.archive(run.stage_folder("search") / f"{name}.jsonl", config.child)
+        rows[name] = [_row(evaluated(record.arch, judge, tried)) for record in known.best(config.top)]
+    chosen = {name: max(found, key=lambda row: row["reward"])["arch"] for name, found in rows.items()}
+    write_json(run.folder / "cell.json", bed.space.genotype(chosen["ppo"]).to_plain())
+    cells = {"controller's best": chosen["ppo"], "random search's best": chosen["random"]}
     if config.blocks == len(NASNET_A.normal.blocks):
         cells["NASNet-A"] = bed.space.arch(NASNET_A)
-    archive = bed.archive(run.stage_folder("longer") / "longer.jsonl", config.longer)
-    final = bed.final()
-    return {name: _row(evaluated(bed.space.check(arch), final, archive)) for name, arch in cells.items()}
+    archive, final = bed.archive(folder / "final.jsonl", config.longer), bed.final()
+    shown = {name: _row(evaluated(bed.space.check(arch), final, archive)) for name, arch in cells.items()}
+    return {"tried": rows, "chosen": chosen, "final": shown}
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -103,12 +103,26 @@ def arguments(case: Case) -> dict[str, Any]:
     }
 
 
+KINDS = {
+    "se_act": ("silu", "swish"),
+    "attn_act_layer": ("silu", "swish"),
+    "stride_in": ("depthwise", "dw"),
+    "stride_mode": ("dw", "depthwise"),
+    "rel_pos": ("bias_tf",),
+    "rel_pos_type": ("bias_tf",),
+}
+"""options of which ours has one kind, by their recorded name or timm's, and the words for it"""
+
+
 def parts_of(case: Case) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     cfg = case.kwargs.get("cfg", case.kwargs)
     own = cfg if isinstance(cfg, dict) else {}
     conv = own.get("conv") or own.get("conv_cfg") or case.kwargs.get("conv_cfg") or own
     attn = own.get("attn") or own.get("transformer_cfg") or case.kwargs.get("transformer_cfg") or own
     assert conv.get("padding", "same").startswith("same"), "other paddings are no MaxViT"
+    for name, words in KINDS.items():
+        recorded = (attn if name.startswith("rel_pos") else conv).get(name, words[0])
+        assert recorded in words, f"{name}={recorded!r}: ours is {words[0]!r}"
     return own, conv, attn
 
 

@@ -1,13 +1,14 @@
 """NASNet: the large and the mobile network cell by cell; the schedule of dropped paths, the cells as tables, and PPO's loss."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paperworks.backbones.genotype import NASNET_A, CellPlan
 from paperworks.backbones.nasnet import NASNet, reduction_positions
-from paperworks.layers.drop_path import drop_samples, kept_share
+from paperworks.layers.drop_path import DropPath, ScheduledDropPath, drop_samples, set_progress
 from paperworks.search.cell_space import CellSpace
 from paperworks.search.ppo import moving_baselines, ppo_loss, ratios
 from tests.parity.case import Case
@@ -68,18 +69,7 @@ def _cells(model: NASNet, x: Tensor) -> dict[str, Tensor]:
 def _search(case: Case) -> dict[str, Tensor]:
     given, inputs, result = case.kwargs, case.inputs, {}
     if "steps_shown" in given:
-        cells, steps, keep = (given[k] for k in ("total_num_cells", "total_training_steps", "drop_path_keep_prob"))
-        table = [
-            [
-                [
-                    kept_share(keep, 1.0 if version == 1 else (cell + 1) / cells, 1.0 if version == 2 else step / steps)
-                    for step in given["steps_shown"]
-                ]
-                for cell in range(cells)
-            ]
-            for version in (1, 2, 3)
-        ]
-        result["keep_prob_v1_v2_v3"] = torch.tensor(table, dtype=torch.float64)
+        result["keep_prob_v1_v2_v3"] = _kept(given)
     if "num_reduction_layers" in given:
         result["reduction_layers"] = torch.tensor(reduction_positions(given["num_cells"], given["num_reduction_layers"]))
     if "u" in inputs:
@@ -99,6 +89,28 @@ def _search(case: Case) -> dict[str, Tensor]:
             inputs["logp_new"], inputs["logp_old"], advantage, inputs["entropy"], given["ppo_clip"], given["entropy_weight"]
         )
     return result
+
+
+def _kept(given: dict[str, Any]) -> Tensor:
+    """[3, cells, steps]: probabilities of keeping a path by the step alone, by the cell alone and by both, as the modules of a
+    network of so many cells have them."""
+    cells, keep = given["total_num_cells"], given["drop_path_keep_prob"]
+    arguments = {"num_cells": cells - 2, "filters": 2, "stem": "cifar", "drop_path_rate": 1 - keep}
+    by_step = ScheduledDropPath(1 - keep)
+    by_cell, by_both = (_drops(NASNet(drop_path_schedule=schedule, **arguments)) for schedule in ("constant", "linear"))
+    table = torch.empty(3, cells, len(given["steps_shown"]), dtype=torch.float64)
+    for column, step in enumerate(given["steps_shown"]):
+        for module in (by_step, *by_both):
+            set_progress(module, step, given["total_training_steps"])
+        table[0, :, column] = 1 - by_step.current.double()
+        table[1, :, column] = torch.tensor([1 - drop.rate for drop in by_cell], dtype=torch.float64)
+        table[2, :, column] = torch.stack([1 - drop.current.double() for drop in by_both])
+    return table
+
+
+def _drops(model: NASNet) -> list[Any]:
+    """One module per cell, in their order."""
+    return [module for module in model.modules() if isinstance(module, DropPath)]
 
 
 def _tables(name: str, plan: CellPlan, operations: list[str]) -> dict[str, Tensor]:
