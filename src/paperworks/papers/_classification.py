@@ -7,6 +7,7 @@ config.json), which `Trained.of(run)` opens again.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -147,7 +148,9 @@ def build_network(config: NetworkConfig, num_classes: int, seed: int) -> Backbon
     last = _last_layer(config.name)
     if any(len(value) != num_classes for name, value in weights.items() if name.startswith(last)):
         weights |= {name: value for name, value in network.state_dict().items() if name.startswith(last)}
-    return entry.network.from_official(weights, **arguments)
+    with torch.random.fork_rng(devices=[]):  # a last layer that the file does not have starts from the seed as well
+        torch.manual_seed(seed)
+        return entry.network.from_official(weights, **arguments)
 
 
 def _arguments(config: NetworkConfig, num_classes: int) -> dict[str, Any]:
@@ -294,9 +297,15 @@ def load_released(config: ClassifierConfig, run: Run) -> Mapping[str, Any]:
             "names are not known; --recipe finetune with the same --weights and your --data trains a last layer for yours"
         )
     try:
-        network = entry.network.from_official(weights, **_arguments(config.network, count))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # networks warn when they leave a last layer of other classes out
+            network = entry.network.from_official(weights, **_arguments(config.network, count))
     except TypeError as error:
         raise InputError(f"network {name}: {error}") from None
+    except UserWarning as warning:
+        raise InputError(
+            f"{config.network.weights}: {warning}; --recipe finetune with the same --weights and your --data trains it"
+        ) from None
     classes, also = released_classes(count)
     save_network(network, classes, also, run.stage_folder("train"))
     parameters = sum(parameter.numel() for parameter in network.parameters())
