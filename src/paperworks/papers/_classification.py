@@ -298,7 +298,8 @@ def load_released(config: ClassifierConfig, run: Run) -> Mapping[str, Any]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # networks warn when they leave a last layer of other classes out
+            # networks warn when they leave a last layer of other classes out
+            warnings.filterwarnings("error", message="the last layer of these weights")
             network = entry.network.from_official(weights, **_arguments(config.network, count))
     except TypeError as error:
         raise InputError(f"network {name}: {error}") from None
