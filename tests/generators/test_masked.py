@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws, pick
 from paperworks.generators.masked import MaskedTransformer, masked_prediction_loss
-from paperworks.generators.masked_sampling import MaskedSampling, decode_masked, sample
+from paperworks.generators.masked_sampling import MaskedSampling, decode_masked, masked_count, sample
 from paperworks.generators.random_order import RandomOrderTransformer, sample_tokens
 from paperworks.objectives.masked_prediction import MaskedPrediction, RandomOrderPrediction, draw_hidden
 
@@ -62,6 +62,59 @@ def test_decoding_fills_everything_and_never_changes_a_known_token(length, steps
     made = decode_masked(logits_of, start, 7, Draws.seeded(0, 2), plan)
     assert int(made.max()) < 7 and torch.equal(made[start == 3], start[start == 3])
     assert left == sorted(left, reverse=True) and len(left) == steps
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.integers(1, 8), st.floats(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_rows_with_more_and_fewer_known_tokens_keep_them_all(known, steps, noise):
+    rows, length = len(known), 9
+    logits = torch.randn(rows, length, 7, generator=torch.Generator().manual_seed(steps))
+    start = torch.full((rows, length), 7)
+    for row, count in enumerate(known):
+        start[row, :count] = row
+    plan, seen = MaskedSampling(steps, 0.0, "constant", noise=noise), []
+
+    def logits_of(tokens, step):
+        seen.append(tokens)
+        return logits
+
+    made = decode_masked(logits_of, start, 7, Draws.seeded(0, rows), plan)
+    assert int(made.max()) < 7
+    for tokens in (*seen, made):
+        assert torch.equal(tokens[start != 7], start[start != 7])
+    for row in range(rows):  # and every row is as it would be alone
+        alone = decode_masked(
+            lambda tokens, step, row=row: logits[row : row + 1], start[row : row + 1], 7, Draws.seeded(0, 1, first=row), plan
+        )
+        assert torch.equal(alone[0], made[row])
+
+
+def test_an_edit_keeps_what_it_was_given():
+    model, labels = masked(), torch.tensor([0, 2, 1])
+    start = torch.tensor([[1, 2, 3, 4, 5, 6], [11, 11, 11, 11, 11, 11], [11, 2, 3, 11, 5, 6]])
+    made = sample(model, labels, Draws.seeded(0, 3), MaskedSampling(4, 2.0, noise=1.0), start=start)
+    assert torch.equal(made[start != 11], start[start != 11]) and int(made.max()) < 11
+
+
+def test_fewer_tokens_stay_masked_at_every_step():
+    assert [int(masked_count(torch.tensor(32), step / 8)) for step in range(1, 9)] == [29, 26, 24, 21, 18, 14, 10, 0]
+
+
+def test_only_berts_attention_drops_and_only_while_training():
+    torch.manual_seed(0)
+    share = {
+        form: {module.attention_dropout for module in MaskedTransformer(3, 6, 11, 16, 2, 2, form=form).modules() if has(module)}
+        for form in ("bert", "uvit")
+    }
+    assert share == {"bert": {0.1}, "uvit": {0.0}}
+    model = MaskedTransformer(3, 6, 11, 16, 2, 2, dropout=0.0, attention_dropout=0.5)
+    labels, tokens = torch.tensor([1]), torch.randint(11, (1, 6))
+    assert not torch.equal(model(labels, tokens), model(labels, tokens))
+    assert torch.equal(model.eval()(labels, tokens), model(labels, tokens))
+
+
+def has(module):
+    return hasattr(module, "attention_dropout")
 
 
 def test_without_noise_one_step_takes_the_best_token():

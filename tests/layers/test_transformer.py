@@ -52,6 +52,34 @@ def test_activations_and_gates():
         Attention(8, 3)
 
 
+def test_attention_dropout_falls_on_probabilities_and_only_while_training():
+    torch.manual_seed(0)
+    plain, dropping = Attention(8, 2), Attention(8, 2, attention_dropout=0.5)
+    dropping.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 6, 8)
+    assert torch.equal(dropping.eval()(x), plain(x))
+    with torch.no_grad():  # values of one and a projection that changes nothing: what is put out is the sum of probabilities
+        dropping.qkv.weight[16:].zero_()
+        dropping.qkv.bias[16:].fill_(1.0)
+        dropping.proj.weight.copy_(torch.eye(8))
+        dropping.proj.bias.zero_()
+        sums = torch.stack([dropping.train()(x) for _ in range(400)])
+        assert (sums - 1).abs().max() > 0.5 and (sums.mean((0, 2)) - 1).abs().max() < 0.1
+        assert torch.allclose(dropping.eval()(x), torch.ones(1, 6, 8), atol=1e-6)
+    assert (sums[..., :4] == sums[..., :1]).all(), "a head drops whole probabilities, not single values"
+
+
+def test_every_mask_takes_attention_dropout_and_a_block_hands_it_on():
+    mask, x = torch.ones(5, 5, dtype=torch.bool).tril(), torch.randn(2, 5, 8)
+    block = Block(8, 2, 12, attention_dropout=0.4).train()
+    for attend in (causal_attention, masked_attention(mask)):
+        assert not torch.equal(block(x, attend), block(x, attend))
+        assert torch.equal(block.eval()(x, attend), block(x, attend))
+        block.train()
+    with pytest.raises(InputError, match="a share below 1"):
+        Attention(8, 2, attention_dropout=1.0)
+
+
 def test_separate_projections_are_fused_in_order():
     parts = {f"a.{name}.weight": torch.full((2, 3), float(i)) for i, name in enumerate(("key", "query", "value"))}
     fused = fuse_qkv({**parts, "a.proj.weight": torch.zeros(1)})

@@ -9,6 +9,7 @@ from paperworks.layers.discriminators import PatchDiscriminator
 from paperworks.objectives.perceptual import FeaturePerceptual, PyramidLoss
 from paperworks.objectives.tokenizer_training import TokenizerTraining, adaptive_weight
 from paperworks.tokenizers.multi_scale_vq import MultiScaleVQVAE
+from paperworks.tokenizers.titok import TiTok
 from paperworks.training import OptimizerConfig, TrainConfig, fit
 from paperworks.training.objective import Context
 
@@ -48,6 +49,23 @@ def test_training_lowers_the_error_and_uses_the_codes(tmp_path):
         error = (tokenizer.decode(indices) - images).square().mean()
     assert error < 0.7 * images.var()
     assert len(torch.cat([found.flatten() for found in indices]).unique()) > 12
+
+
+@pytest.mark.parametrize("options", [{"quantizer": "vae"}, {"vocab_size": 16, "normalize": False}])
+def test_one_stage_models_train_with_the_default_settings(options, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"code_dim": 4, "target": "pixels", "in_channels": 1}
+    model = TiTok(16, 4, 5, (16, 1, 2), (16, 1, 2), **sizes, **options)
+    learner = TokenizerTraining(model, perceptual=PyramidLoss(), discriminator=PatchDiscriminator(1, 8, 1), adversarial_start=5)
+    images = torch.stack([Blobs()[i]["image"] for i in range(64)])
+
+    def error():
+        with torch.inference_mode():
+            return (model.eval()(images)[0] - images).square().mean()
+
+    before = error()
+    fit(learner, Blobs(), config(45), tmp_path, label="")  # past the step at which unused codes are replaced
+    assert error() < before
 
 
 def test_the_adaptive_weight_equalises_gradients_at_the_last_layer():

@@ -4,24 +4,37 @@ import pytest
 import torch
 from PIL import Image
 
+from paperworks.data import Transformed, open_images
 from paperworks.errors import InputError
+from paperworks.objectives.perceptual import PyramidLoss
+from paperworks.papers import _generation, _generation_report
 from paperworks.papers._generation import (
+    FramedImages,
+    Mirrored,
     TensorSet,
     default_channels,
     framed,
+    framed_at_random,
+    framed_batches,
+    framing,
     kept_tensors,
     labels_of,
     load_part,
     open_split,
     open_test,
+    perceptual_loss,
     save_part,
+    shows_photos,
     training_images,
 )
 from paperworks.papers._generation_report import (
     Judge,
+    Seen,
     chosen_labels,
+    evenly,
     headline,
     in_batches,
+    mean_over_images,
     sample_numbers,
     spread_over,
 )
@@ -45,6 +58,48 @@ def test_a_flat_folder_is_one_class_and_its_few_images_fill_a_batch(tmp_path):
     assert framed(source, 32).shape == (len(source), 3, 32, 32)
     assert len(training_images(source, 32, 0, batch_size=8)) == 8
     assert len(open_test(str(tmp_path), channels=3)) >= 1
+
+
+def same(batches, whole: torch.Tensor) -> bool:
+    return torch.equal(torch.cat(list(batches)), whole)
+
+
+def test_images_framed_batch_by_batch_are_those_framed_at_once(tmp_path):
+    for number in range(7):
+        Image.new("RGB", (40 + number, 50), (30 * number, 10, 10)).save(tmp_path / f"{number}.png")
+    for source in (open_split("digits", "train", channels=1).subset(range(9)), open_images(tmp_path, channels=3)):
+        count = len(source)
+        assert same(framed_batches(source, 32).split(4), framed(source, 32))
+        copies = [Transformed(source, framing(source, 32, random=True), seed=seed) for seed in (3, 4)]
+        images = FramedImages(*copies)
+        assert same(images.split(4), torch.cat([framed_at_random(source, 32, seed) for seed in (3, 4)]))
+        assert [len(batch) for batch in images.split(4)] == [4] * (2 * count // 4) + [2 * count % 4] * (2 * count % 4 > 0)
+        assert len(images) == 2 * count and torch.equal(images.labels, labels_of(source).repeat(2))
+        with_workers = FramedImages(*copies, workers=1)
+        assert same(with_workers.split(4), torch.cat(list(images.split(4))))
+
+
+def test_photos_are_mirrored_where_it_is_wanted(tmp_path):
+    half = Image.new("RGB", (32, 32))
+    half.paste((255, 255, 255), (0, 0, 16, 32))
+    half.save(tmp_path / "half.png")
+    source = open_images(tmp_path, channels=3)
+
+    def left(images):
+        return [
+            bool(image["image"][0, 10, 8:12].float().mean() > image["image"][0, 10, 20:24].float().mean()) for image in images
+        ]
+
+    for size in (24, 32):  # cropped, and shifted on a margin
+        assert all(left(training_images(source, size, 0, 40)))
+        assert 8 < sum(left(training_images(source, size, 0, 40, flip=True))) < 32
+    exact = training_images(source, 32, 0, 4, margin=1.0)
+    assert exact.transform.pad == 2  # small pictures are not resized, whatever the margin
+    assert training_images(source, 24, 0, 4, margin=1.0).transform.side == 24
+    centre = framing(source, 24, random=False)
+    (plain,), (turned,) = (list(FramedImages(Transformed(source, t, seed=0)).split(1)) for t in (centre, Mirrored(centre)))
+    assert torch.equal(plain.flip(-1), turned) and not torch.equal(plain, turned)
+    assert shows_photos("some/folder") and not shows_photos("mnist5k") and not shows_photos("digits")
 
 
 def test_tensor_set_takes_rows_together_and_repeats_itself():
@@ -108,6 +163,41 @@ def test_numbers_tell_good_samples_from_bad_ones():
     assert numbers["Frechet distance of samples"] < 0.1 * numbers["Frechet distance before training"]
     assert numbers["samples recognised as their class"] == 1
     assert headline(numbers)["recognised"] == "100%"
+
+
+def test_a_judge_that_sees_batches_says_the_same():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 2
+    real, made, noise = (torch.rand(100, 1, 8, 8, generator=generator) for _ in range(3))
+    judge = Judge(Mean(), "mean brightness", 1000, True)
+    whole = sample_numbers(judge, real, labels, made, labels, untrained=noise, rebuilt=made)
+    parts = {}
+    for name, images in (("real", real), ("made", made), ("noise", noise)):
+        parts[name] = Seen(judge)
+        for rows in torch.arange(100).split(30):
+            parts[name].add(images[rows], labels[rows])
+    split = sample_numbers(judge, parts["real"], labels, parts["made"], labels, untrained=parts["noise"], rebuilt=parts["made"])
+    assert list(split) == list(whole) and split.pop("judged by") == whole.pop("judged by")
+    assert split == pytest.approx(whole, rel=1e-5)
+    assert mean_over_images([(1, {"a": 1.0}), (3, {"a": 5.0})]) == {"a": 4.0}
+
+
+def test_how_many_images_are_judged_follows_the_configuration(monkeypatch, tmp_path):
+    monkeypatch.setattr(_generation_report, "digit_classifier", lambda folder: Mean())
+    monkeypatch.setattr(_generation_report, "lite0", Mean)
+    assert [Judge.of("default", tmp_path, wanted).limit for wanted in (0, 20, 3000)] == [1000, 1000, 3000]
+    assert [Judge.of("photos", tmp_path, wanted).limit for wanted in (0, 20, 50_000)] == [200, 200, 50_000]
+    source = open_split("digits", "train", channels=1)
+    assert len(evenly(source, 17)) == 17 and evenly(source, 10**6) is source
+    assert len(set(evenly(source, 200).labels.tolist())) == 10
+
+
+def test_perceptual_losses_by_name(monkeypatch):
+    monkeypatch.setattr(_generation, "LPIPSLoss", lambda: PyramidLoss(1))
+    monkeypatch.setattr(_generation, "LogitPerceptual", lambda: PyramidLoss(2))
+    images = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    one, other, both = (perceptual_loss(name)(*images) for name in ("lpips", "convnext", "lpips_convnext"))
+    assert both == pytest.approx(float(one + 0.1 * other)) and perceptual_loss("none") is None
 
 
 def test_reconstruction_counts_every_code_and_batches_change_nothing():

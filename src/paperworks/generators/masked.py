@@ -18,9 +18,9 @@ from paperworks.layers.transformer import Attention, Block, FeedForward, fuse_qk
 class PostNormBlock(nn.Module):
     """BERT's block: norm(x + attention(x)), then norm(x + mlp(x))."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.0, attention_dropout: float = 0.0):
         super().__init__()
-        self.attn = Attention(dim, heads, dropout=dropout)
+        self.attn = Attention(dim, heads, dropout=dropout, attention_dropout=attention_dropout)
         self.norm1 = nn.LayerNorm(dim, eps=1e-12)
         self.mlp = FeedForward(dim, hidden, dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-12)
@@ -33,8 +33,8 @@ class PostNormBlock(nn.Module):
 class SkipBlock(Block):
     """A pre-norm block that first mixes in what a block of the first half put out."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.0):
-        super().__init__(dim, heads, hidden, qkv_bias=False, dropout=dropout)
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.0, attention_dropout: float = 0.0):
+        super().__init__(dim, heads, hidden, qkv_bias=False, dropout=dropout, attention_dropout=attention_dropout)
         self.skip_linear = nn.Linear(2 * dim, dim)
 
     def mix(self, x: Tensor, earlier: Tensor) -> Tensor:
@@ -44,14 +44,16 @@ class SkipBlock(Block):
 class BERT(nn.Module):
     """A class token and image tokens -> features of the image tokens; ids count tokens, mask, classes, no class."""
 
-    def __init__(self, ids: int, tokens: int, dim: int, depth: int, heads: int, hidden: int, dropout: float):
+    def __init__(
+        self, ids: int, tokens: int, dim: int, depth: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+    ):
         super().__init__()
         self.embedding = nn.Embedding(ids, dim)
         self.positions = nn.Parameter(torch.randn(1, tokens + 1, dim) * 0.02)
         self.types = nn.Parameter(torch.randn(2, dim) * 0.02)  # of a second sentence, which an image never has
         self.embedding_norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(PostNormBlock(dim, heads, hidden, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(PostNormBlock(dim, heads, hidden, dropout, attention_dropout) for _ in range(depth))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids) + self.positions[:, : ids.shape[1]] + self.types[0]
@@ -64,13 +66,16 @@ class BERT(nn.Module):
 class UViT(nn.Module):
     """The same with depth // 2 blocks, one, and depth // 2 that read what the first half put out, last first."""
 
-    def __init__(self, ids: int, tokens: int, dim: int, depth: int, heads: int, hidden: int, dropout: float):
+    def __init__(
+        self, ids: int, tokens: int, dim: int, depth: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+    ):
         super().__init__()
         self.embedding = nn.Embedding(ids, dim)
         self.positions = nn.Parameter(torch.randn(1, tokens + 1, dim) * 0.02)
-        self.first = nn.ModuleList(Block(dim, heads, hidden, qkv_bias=False, dropout=dropout) for _ in range(depth // 2))
-        self.middle = Block(dim, heads, hidden, qkv_bias=False, dropout=dropout)
-        self.last = nn.ModuleList(SkipBlock(dim, heads, hidden, dropout) for _ in range(depth // 2))
+        options: dict[str, Any] = {"qkv_bias": False, "dropout": dropout, "attention_dropout": attention_dropout}
+        self.first = nn.ModuleList(Block(dim, heads, hidden, **options) for _ in range(depth // 2))
+        self.middle = Block(dim, heads, hidden, **options)
+        self.last = nn.ModuleList(SkipBlock(dim, heads, hidden, dropout, attention_dropout) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -87,7 +92,10 @@ class UViT(nn.Module):
 
 
 class MaskedTransformer(nn.Module, Pretrained):
-    """Logits of all tokens given the known ones; label `num_classes` is no class, token `vocab_size` is the mask."""
+    """Logits of all tokens given the known ones; label `num_classes` is no class, token `vocab_size` is the mask.
+
+    attention_dropout: of attention probabilities; by default BERT's is `dropout` and U-ViT has none, as released.
+    """
 
     def __init__(
         self,
@@ -101,13 +109,17 @@ class MaskedTransformer(nn.Module, Pretrained):
         form: Literal["bert", "uvit"] = "bert",
         mlp_ratio: float = 4.0,
         dropout: float = 0.1,
+        attention_dropout: float | None = None,
     ):
         super().__init__()
         if form not in ("bert", "uvit"):
             raise InputError(f"form={form!r}: there are 'bert' and 'uvit'")
         self.num_classes, self.tokens, self.vocab_size, self.dim = num_classes, tokens, vocab_size, dim
         kind = BERT if form == "bert" else UViT
-        self.trunk = kind(vocab_size + num_classes + 2, tokens, dim, depth, heads, round(dim * mlp_ratio), dropout)
+        if attention_dropout is None:
+            attention_dropout = dropout if form == "bert" else 0.0
+        ids, hidden = vocab_size + num_classes + 2, round(dim * mlp_ratio)
+        self.trunk = kind(ids, tokens, dim, depth, heads, hidden, dropout, attention_dropout)
         self.head = nn.Linear(dim, vocab_size)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -132,6 +144,8 @@ class MaskedTransformer(nn.Module, Pretrained):
             form="uvit" if uvit else "bert",
             mlp_ratio=part["intermediate_size"] / part["hidden_size"],
             dropout=part.get("dropout", 0.1),
+            # the released U-ViT never drops attention: its fused attention does not read the setting
+            attention_dropout=0.0 if uvit else part.get("attn_drop", 0.1),
         )
         if uvit:
             return load_official(model, state_dict, rename=_UVIT)

@@ -53,6 +53,11 @@ def masked_share(ratio: float) -> float:
     return math.acos(min(ratio, 1.0)) / (math.pi / 2)
 
 
+def masked_count(wanted: Tensor, ratio: float) -> Tensor:
+    """How many of `wanted` tokens, int64, the schedule leaves masked after `ratio` of the steps."""
+    return (wanted.double() * masked_share(ratio)).floor().long()
+
+
 def sample(
     model: MaskedTransformer,
     labels: Tensor,
@@ -63,7 +68,7 @@ def sample(
 ) -> Tensor:
     """Tokens int64 [B, L] of labels [B] in `settings.steps` passes; both predictions of a guided pass run as one batch.
 
-    start: tokens to keep, mask_token where one is wanted (for editing); all masked by default.
+    start: tokens to keep, mask_token where one is wanted (for editing), in any number per row; all masked by default.
     """
     settings = settings or MaskedSampling()
     settings.check()
@@ -87,10 +92,10 @@ def decode_masked(
 ) -> Tensor:
     """Fill masked tokens [B, L] in: each step draws all of them, then masks the least certain again.
 
-    logits_of(tokens, step) -> [B, L, V]. How many are masked again follows the row with the fewest left, so that rows stay in
-    step; ties at the limit are masked.
+    logits_of(tokens, step) -> [B, L, V]. How many are masked again is a share of those a row began with, and at least one
+    token fewer than before; ties at the limit are masked. Tokens that are known at the start stay, however many a row has.
     """
-    length = tokens.shape[1]
+    wanted = (tokens == mask_token).sum(1)
     for step in range(settings.steps):
         ratio = (step + 1) / settings.steps
         noise = settings.noise * (1 - ratio)
@@ -105,10 +110,10 @@ def decode_masked(
         certainty = logits.gather(-1, drawn[..., None])[..., 0].masked_fill(~hidden, torch.inf)
         if noise:
             certainty = certainty + noise * _gumbel(draws, f"conf_{step}", certainty)
-        left = int(hidden.sum(1)[0])
-        again = max(1, min(left - 1, math.floor(length * masked_share(ratio))))
-        limit = certainty.sort(1).values[:, again - 1 : again]
-        tokens = torch.where(certainty <= limit, mask_token, chosen)
+        again = torch.minimum(masked_count(wanted, ratio), hidden.sum(1) - 1).clamp(min=1)
+        limit = certainty.sort(1).values.gather(1, again[:, None] - 1)
+        # a row without hidden tokens has no finite limit, and every one of its tokens would reach it
+        tokens = torch.where(hidden & (certainty <= limit), mask_token, chosen)
     return tokens
 
 

@@ -6,7 +6,8 @@ Where released checkpoints name things otherwise, `from_official` of the network
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,27 +43,32 @@ def make_sequence_norm(kind: NormKind, dim: int, eps: float = 1e-5) -> nn.Module
     raise InputError(f"norm {kind!r}: there are layer, layer_plain, rms and rms_plain")
 
 
-def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Every position sees every other."""
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+    """Every position sees every other. dropout: share of the attention probabilities set to 0."""
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
     """Every position sees itself and those before."""
-    return F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, scale=scale)
+    causal = query.shape[2] > 1
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal, scale=scale)
 
 
 def masked_attention(mask: Tensor) -> Attend:
     """mask bool [L, L] (or broadcastable), True where the row may look at the column."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
 
     return attend
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection. qk_norm: of every head's queries and keys."""
+    """Multi-head self-attention with one fused projection. qk_norm: of every head's queries and keys.
+
+    dropout: of what is put out. attention_dropout: of the attention probabilities; while training, `attend` is then called
+    with it as `dropout`, as the functions above take it.
+    """
 
     def __init__(
         self,
@@ -74,18 +80,21 @@ class Attention(nn.Module):
         out_bias: bool = True,
         qk_norm: NormKind | None = None,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         project_out: bool = True,
     ):
         super().__init__()
         if head_dim is None and dim % heads:
             raise InputError(f"a width of {dim} does not divide into {heads} heads")
+        if not 0 <= attention_dropout < 1:
+            raise InputError(f"attention_dropout={attention_dropout} is a share below 1")
         self.heads, self.head_dim = heads, head_dim or dim // heads
         inner = self.heads * self.head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.q_norm = make_sequence_norm(qk_norm, self.head_dim, 1e-6) if qk_norm else nn.Identity()
         self.k_norm = make_sequence_norm(qk_norm, self.head_dim, 1e-6) if qk_norm else nn.Identity()
         self.proj: nn.Module = nn.Linear(inner, dim, bias=out_bias) if project_out else nn.Identity()
-        self.dropout = dropout
+        self.dropout, self.attention_dropout = dropout, attention_dropout
 
     def forward(self, x: Tensor, attend: Attend = full_attention, rotary: Tensor | None = None) -> Tensor:
         """rotary: table [L, head_dim / 2, 2] of cosines and sines for the positions of x."""
@@ -93,6 +102,8 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if self.attention_dropout and self.training:
+            attend = partial(cast(Any, attend), dropout=self.attention_dropout)
         mixed = attend(q.to(v.dtype), k.to(v.dtype), v, self.head_dim**-0.5)
         return F.dropout(self.proj(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
@@ -145,6 +156,7 @@ class Block(nn.Module):
         mlp_bias: bool = True,
         qk_norm: NormKind | None = None,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         project_out: bool = True,
     ):
@@ -158,6 +170,7 @@ class Block(nn.Module):
             out_bias=out_bias,
             qk_norm=qk_norm,
             dropout=dropout,
+            attention_dropout=attention_dropout,
             project_out=project_out,
         )
         self.norm2 = make_sequence_norm(norm, dim, eps)

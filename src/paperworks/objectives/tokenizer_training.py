@@ -32,7 +32,8 @@ class TrainableTokenizer(Protocol):
     """What training needs of a tokenizer (a module with these)."""
 
     quantize: Any
-    """called with features, gives features, loss, indices and vectors; has seed_codes, hits, note_hits, usage and revive"""
+    """called with features, gives features, loss, indices and vectors; has hits, note_hits and usage, and where it has codes
+    seed_codes and revive"""
     decoder: Any
     """has last_layer, unless the tokenizer itself has"""
 
@@ -61,7 +62,8 @@ class TokenizerTraining(Objective):
     perceptual: module (made, real) -> scalar on [0, 1] images, or None. discriminator: None for no adversarial term;
     `adversarial` says which losses and regularisers it plays by.
     Code book: started from the first batch's residuals; codes that fall out of use are put onto residuals of the current
-    batch every `revive_every` steps during the first half, so that small data use it all too (0 switches both off).
+    batch every `revive_every` steps during the first half, so that small data use it all too (0 switches both off). A quantiser
+    without codes, such as a VAE's posterior, goes without.
     """
 
     tokenizer: Any  # a TrainableTokenizer that is also a module
@@ -97,7 +99,8 @@ class TokenizerTraining(Objective):
         self.l2_weight, self.l1_weight, self.perceptual_weight = l2_weight, l1_weight, perceptual_weight
         self.codebook_weight = codebook_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
-        self.revive_every, self.revive_below = revive_every, revive_below
+        self.revive_every = revive_every if hasattr(tokenizer.quantize, "revive") else 0
+        self.revive_below = revive_below
         self.seed_step = 0
         # of the current step alone, so a resumed run misses nothing:
         self._made: dict[int, tuple[Tensor, Tensor]] = {}  # each micro-batch's made and real images, for the discriminator

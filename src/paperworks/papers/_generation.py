@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
-from paperworks.data import ImageSource, Transformed, open_images
+from paperworks.data import ImageSource, Loader, Transformed, open_images
 from paperworks.data.transforms import Drawn, eval_crop, eval_shift, to_float, train_crop, train_shift
 from paperworks.errors import InputError
+from paperworks.objectives.logit_perceptual import LogitPerceptual, WeightedLosses
 from paperworks.objectives.perceptual import FeaturePerceptual, LPIPSLoss, PyramidLoss
 from paperworks.paper import first_process
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -23,8 +24,9 @@ M = TypeVar("M", bound=nn.Module)
 MNIST = ("default", "mnist5k")
 """embedded data for which there is a classifier that knows the classes"""
 
-Perceptual = Literal["pyramid", "lite0", "lpips", "none"]
-""""pyramid" needs no network, "lite0" the embedded ImageNet classifier; "lpips" fetches LPIPS's weights"""
+Perceptual = Literal["pyramid", "lite0", "lpips", "convnext", "lpips_convnext", "none"]
+""""pyramid" needs no network, "lite0" the embedded ImageNet classifier; "lpips" and "convnext" (logits of ConvNeXt-S) fetch
+weights, "lpips_convnext" is LPIPS + 0.1 x ConvNeXt"""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -32,7 +34,12 @@ Perceptual = Literal["pyramid", "lite0", "lpips", "none"]
 
 def default_channels(data: str) -> int:
     """1 for the embedded digits, 3 for everything else."""
-    return 1 if data in (*MNIST, "digits") else 3
+    return 3 if shows_photos(data) else 1
+
+
+def shows_photos(data: str) -> bool:
+    """Whether images may be mirrored: digits may not."""
+    return data not in (*MNIST, "digits")
 
 
 def open_split(data: str, split: Literal["train", "test"], *, channels: int, strict: bool = False) -> ImageSource:
@@ -61,12 +68,52 @@ def skipped_images(source: ImageSource) -> list[list[str]]:
     return [list(entry) for entry in source.skipped]
 
 
-def framing(source: ImageSource, size: int, *, random: bool) -> Drawn:
-    """Small pictures are shifted on a black margin, larger ones resized and cropped."""
+def framing(source: ImageSource, size: int, *, random: bool, flip: bool = False, margin: float = 1.125) -> Drawn:
+    """Small pictures are shifted on a black margin; of larger ones the shorter side becomes size x margin (size itself without
+    randomness) and a square is cut. flip: mirror half of the random ones left to right."""
     height, width = source[0]["image"].shape[-2:]
     if max(height, width) <= size:
-        return train_shift(size, pad=2) if random else eval_shift(size)
-    return train_crop(size) if random else eval_crop(size, margin=1.0)
+        return train_shift(size, pad=2, flip=flip) if random else eval_shift(size)
+    return train_crop(size, margin=margin, flip=flip) if random else eval_crop(size, margin=1.0)
+
+
+class Mirrored(Drawn):
+    """Another transform, then left and right exchanged."""
+
+    def __init__(self, first: Drawn):
+        self.first, self.draws = first, first.draws
+
+    def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        return self.first.apply(images, uniforms).flip(-1)
+
+
+class FramedImages:
+    """All images of some data sets, one set after the other, framed when they are asked for: more than memory holds.
+
+    It takes the place of their tensor [N, C, size, size] in [0, 1] wherever that is only split into batches.
+    """
+
+    def __init__(self, *copies: Transformed, workers: int = 0):
+        self.copies, self.workers = copies, workers
+
+    def __len__(self) -> int:
+        return sum(len(copy) for copy in self.copies)
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]; 0 for images without labels."""
+        return torch.cat([labels_of(copy.source) for copy in self.copies])
+
+    def split(self, batch_size: int) -> Iterator[Tensor]:
+        """Float batches in order; all but the last are full, also where one set ends and the next begins."""
+        images: ConcatDataset[dict[str, Any]] = ConcatDataset(self.copies)
+        for batch in Loader(images, batch_size, seed=0, shuffle=False, drop_last=False, workers=self.workers):
+            yield to_float(batch["image"])
+
+
+def framed_batches(source: ImageSource, size: int) -> FramedImages:
+    """Every image as `framed` gives it, but not all of them at once."""
+    return FramedImages(Transformed(source, framing(source, size, random=False), seed=0))
 
 
 def framed(source: ImageSource, size: int, limit: int | None = None) -> Tensor:
@@ -75,7 +122,7 @@ def framed(source: ImageSource, size: int, limit: int | None = None) -> Tensor:
 
 
 def framed_at_random(source: ImageSource, size: int, seed: int) -> Tensor:
-    """All images [N, C, size, size] in [0, 1], each shifted or cropped at random."""
+    """All images [N, C, size, size] in [0, 1], each shifted or cropped at random: for a few thousand small ones."""
     return _stacked(source, framing(source, size, random=True), seed, len(source))
 
 
@@ -84,9 +131,12 @@ def _stacked(source: ImageSource, frame: Drawn, seed: int, count: int) -> Tensor
     return torch.stack([to_float(data[i]["image"].as_subclass(Tensor)) for i in range(count)])
 
 
-def training_images(source: ImageSource, size: int, seed: int, batch_size: int) -> Transformed:
+def training_images(
+    source: ImageSource, size: int, seed: int, batch_size: int, *, flip: bool = False, margin: float = 1.125
+) -> Transformed:
     """Randomly framed images for `fit`; a handful of them is repeated until it fills a batch."""
-    return Transformed(source, framing(source, size, random=True), seed=seed, size=max(len(source), batch_size))
+    frame = framing(source, size, random=True, flip=flip, margin=margin)
+    return Transformed(source, frame, seed=seed, size=max(len(source), batch_size))
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
@@ -120,6 +170,10 @@ def perceptual_loss(name: Perceptual) -> nn.Module | None:
         return FeaturePerceptual(lite0())
     if name == "none":
         return None
+    if name == "convnext":
+        return LogitPerceptual()
+    if name == "lpips_convnext":
+        return WeightedLosses([(1.0, LPIPSLoss()), (0.1, LogitPerceptual())])
     return LPIPSLoss() if name == "lpips" else PyramidLoss()
 
 

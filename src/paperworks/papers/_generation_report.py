@@ -19,6 +19,9 @@ from paperworks.layers.vector_quantization import CodeUsage
 from paperworks.papers._generation import MNIST, framed
 from paperworks.reporting import Report
 
+HELD = 1000
+"""images in memory at a time while a run is judged"""
+
 
 @dataclass
 class Judge:
@@ -27,15 +30,18 @@ class Judge:
     network: Any
     name: str
     limit: int
-    """images to judge at most: a large network on two cores takes its time"""
+    """images to judge at most"""
     knows_classes: bool
 
     @classmethod
-    def of(cls, data: str, folder: Path) -> Judge:
-        """For the embedded digits a classifier trained in `folder` in half a minute, else the embedded ImageNet classifier."""
+    def of(cls, data: str, folder: Path, wanted: int = 0) -> Judge:
+        """For the embedded digits a classifier trained in `folder` in half a minute, else the embedded ImageNet classifier.
+
+        It judges what two cores do in a minute, 1000 digits or 200 other images, or `wanted` where that is more.
+        """
         if data in MNIST:
-            return cls(digit_classifier(folder), "a digit classifier trained here", 1000, True)
-        return cls(lite0(), "EfficientNet-Lite0 (ImageNet)", 200, False)
+            return cls(digit_classifier(folder), "a digit classifier trained here", max(1000, wanted), True)
+        return cls(lite0(), "EfficientNet-Lite0 (ImageNet)", max(200, wanted), False)
 
     def features(self, images: Tensor) -> Tensor:
         return extract(self.network, images[: self.limit])
@@ -44,6 +50,31 @@ class Judge:
         """Share of images the classifier takes for their label."""
         with torch.inference_mode():
             return float((self.network.logits(images).argmax(1) == labels).float().mean())
+
+
+class Seen:
+    """What a judge keeps of images that come in batches: their features, and the share it took for their label."""
+
+    def __init__(self, judge: Judge):
+        self.judge = judge
+        self.count, self.recognised = 0, 0.0
+        self._features: list[Tensor] = []
+
+    def add(self, images: Tensor, labels: Tensor | None = None) -> Seen:
+        """Images [N, C, H, W] in [0, 1]; returns itself."""
+        self._features.append(self.judge.features(images))
+        if labels is not None and self.judge.knows_classes:
+            right = self.recognised * self.count + self.judge.accuracy(images, labels) * len(images)
+            self.recognised = right / (self.count + len(images))
+        self.count += len(images)
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def features(self) -> Tensor:
+        return torch.cat(self._features)
 
 
 def reconstruction_numbers(images: Tensor, rebuilt: Tensor, usage: CodeUsage | None = None) -> dict[str, Any]:
@@ -56,33 +87,44 @@ def reconstruction_numbers(images: Tensor, rebuilt: Tensor, usage: CodeUsage | N
     return numbers
 
 
+def mean_over_images(batches: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, Any]:
+    """Of numbers that are means over the images of a batch: (images, numbers) of each."""
+    total = sum(count for count, _ in batches)
+    return {name: sum(count * numbers[name] for count, numbers in batches) / total for name in batches[0][1]}
+
+
 def sample_numbers(
     judge: Judge,
-    real: Tensor,
+    real: Tensor | Seen,
     truth: Tensor,
-    made: Tensor,
+    made: Tensor | Seen,
     labels: Tensor,
     *,
-    untrained: Tensor,
-    rebuilt: Tensor | None = None,
+    untrained: Tensor | Seen,
+    rebuilt: Tensor | Seen | None = None,
 ) -> dict[str, Any]:
     """Distances of samples from held-out images, beside those of reconstructions and of samples before training."""
     numbers: dict[str, Any] = {"judged by": judge.name, "held-out images": len(real)}
+    real, made = _seen(judge, real, truth), _seen(judge, made, labels)
     if len(real) > 2:
-        features, fake = judge.features(real), judge.features(made)
+        features, fake = real.features, made.features
         precision, recall = precision_recall(features, fake) if len(real) > 4 else (float("nan"),) * 2
         numbers["Frechet distance of samples"] = frechet_distance(features, fake)
         if rebuilt is not None:
-            numbers["Frechet distance of reconstructions"] = frechet_distance(features, judge.features(rebuilt))
+            numbers["Frechet distance of reconstructions"] = frechet_distance(features, _seen(judge, rebuilt).features)
         numbers |= {
-            "Frechet distance before training": frechet_distance(features, judge.features(untrained)),
+            "Frechet distance before training": frechet_distance(features, _seen(judge, untrained).features),
             "precision": precision,
             "recall": recall,
         }
     if judge.knows_classes:
-        numbers["samples recognised as their class"] = judge.accuracy(made, labels)
-        numbers["test images recognised"] = judge.accuracy(real, truth)
+        numbers["samples recognised as their class"] = made.recognised
+        numbers["test images recognised"] = real.recognised
     return numbers
+
+
+def _seen(judge: Judge, images: Tensor | Seen, labels: Tensor | None = None) -> Seen:
+    return images if isinstance(images, Seen) else Seen(judge).add(images, labels)
 
 
 def rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +205,11 @@ def show_neighbours(page: Report, made: Tensor, train: ImageSource, size: int) -
         {"sample": made, "nearest training image": known[closest]},
         caption="Nearest by pixel distance.",
     )
+
+
+def evenly(source: ImageSource, count: int) -> ImageSource:
+    """`count` images at equal distances, so that every class has its share; all when there are no more."""
+    return source.subset(torch.arange(count) * len(source) // count) if len(source) > count else source
 
 
 def spread_over(source: ImageSource, count: int) -> ImageSource:

@@ -25,12 +25,25 @@ class GaussianPosterior(nn.Module):
             raise InputError(f"kl_weight={weight} must not be negative")
         self.weight = weight
 
-    def forward(self, moments: Tensor) -> Quantized:
-        mean, log_variance = moments.float().chunk(2, 1)
-        log_variance = log_variance.clamp(-30, 20)
-        made = mean + torch.randn_like(mean) * (log_variance / 2).exp() if self.training else mean
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3)) / 2
+    def forward(self, moments: Tensor, noise: Tensor | None = None) -> Quantized:
+        """noise: standard normal numbers in the shape of the mean, to sample with them; drawn here while training."""
+        mean, log_variance = self.parts(moments)
+        if noise is None and self.training:
+            noise = torch.randn_like(mean)
+        made = mean if noise is None else mean + noise * (log_variance / 2).exp()
+        divergence = _divergence(mean, log_variance).sum((1, 2, 3))
         return Quantized(made, self.weight * divergence.mean(), [], [])
+
+    @staticmethod
+    def parts(moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance, [B, C, h, w], float32."""
+        mean, log_variance = moments.float().chunk(2, 1)
+        return mean, log_variance.clamp(-30, 20)
+
+    @classmethod
+    def divergence(cls, moments: Tensor) -> Tensor:
+        """From N(0, 1), of every value: [B, C, h, w]."""
+        return _divergence(*cls.parts(moments))
 
     def usage(self) -> Tensor:
         return torch.ones(())
@@ -42,11 +55,15 @@ class GaussianPosterior(nn.Module):
         """No codes, no counts."""
 
 
+def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+
+
 class KLAutoencoder(nn.Module, Pretrained):
     """Images [B, in_channels, H, W] in [0, 1] <-> latents [B, latent_channels, H / d, W / d] of deviation about 1.
 
     Latents leave multiplied by `scale`, which `set_scale` measures on data (the released VAE uses 0.2325). Architecture as the
-    autoencoder's; `train` it with `objectives.tokenizer_training` and revive_every=0.
+    autoencoder's; `objectives.tokenizer_training` trains it.
     """
 
     scale: Tensor
@@ -118,13 +135,17 @@ class KLAutoencoder(nn.Module, Pretrained):
     # --- images and latents ---
 
     @torch.no_grad()
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the posterior in the scale of latents, both [B, latent_channels, h, w]."""
+        mean, log_variance = self.quantize.parts(self.features(images))
+        return mean * self.scale, (log_variance / 2).exp() * self.scale
+
     def encode_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, latent_channels, h, w]: the posterior's mean, or a sample of it with a generator."""
-        mean, log_variance = self.features(images).float().chunk(2, 1)
-        if generator is not None:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-            mean = mean + noise * (log_variance.clamp(-30, 20) / 2).exp()
-        return mean * self.scale
+        mean, deviation = self.encode_moments(images)
+        if generator is None:
+            return mean
+        return mean + deviation * torch.randn(mean.shape, generator=generator, device=mean.device)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1]."""

@@ -1,20 +1,21 @@
 """TiTok: its tokenizer in both stages and as a VAE, the MaskGIT-VQGAN behind it, both generators, the discriminator."""
 
-import math
+from types import SimpleNamespace
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from paperworks.generators.draws import Draws
 from paperworks.generators.masked import MaskedTransformer, masked_prediction_loss
-from paperworks.generators.masked_sampling import MaskedSampling, masked_share, sample
+from paperworks.generators.masked_sampling import MaskedSampling, masked_count, sample
 from paperworks.generators.random_order import RandomOrderTransformer, sample_tokens
 from paperworks.layers.discriminators import BlurDiscriminator
 from paperworks.layers.pretrained import load_official
-from paperworks.objectives.adversarial import LeCam
+from paperworks.objectives.adversarial import LeCam, judge_loss, maker_loss
+from paperworks.objectives.proxy_codes import ProxyCodes
 from paperworks.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from paperworks.tokenizers.titok import TiTok
+from paperworks.training.objective import Context
 from tests.parity.case import Case
 
 TOLERANCE = (1e-4, 1e-4)
@@ -43,33 +44,48 @@ def _tokenizer(case: Case) -> TiTok:
     return TiTok.from_official(case.weights, sizes=sizes, **options).eval()
 
 
+class Recorded(nn.Module):
+    """A teacher of stage 1 whose codes were recorded."""
+
+    def __init__(self, codes: Tensor, vocab_size: int):
+        super().__init__()
+        self.codes, self.spec = codes, SimpleNamespace(vocab_size=vocab_size, tokens=codes.shape[1])
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [self.codes]
+
+
 def _vq(case: Case) -> dict[str, Tensor]:
     model = _tokenizer(case)
+    if model.pixel_decoder is not None:  # stage 2
+        model.freeze_codes()
     result: dict[str, Tensor] = {}
     if "image" in case.inputs:
-        z = model.features(case.inputs["image"])
+        image = case.inputs["image"]
+        z = model.features(image)
         quantized = model.quantize(z)
-        searched = F.normalize(z, dim=-1) if model.quantize.normalize else z
         passed = model.quantize.lookup(quantized.indices[0])
-        commitment = model.quantize.beta * F.mse_loss(passed, searched)
         result |= {
             "z": z.transpose(1, 2)[:, :, None],
             "tokens": quantized.indices[0][:, None],
             "z_quantized": passed.transpose(1, 2)[:, :, None],
             "quantizer_loss": quantized.loss,
-            "commitment_loss": commitment,
-            "codebook_loss": quantized.loss - commitment,
         }
         logits = model.decode_logits(quantized.features)
         result |= {"logits": logits, "logits_from_tokens": model.decode_logits(passed)}
         if "target_codes" in case.inputs:
-            result["stage1_ce"] = F.cross_entropy(logits.flatten(2), case.inputs["target_codes"])
             weight = case.kwargs["config"].get("losses", {}).get("quantizer_weight", 1.0)
-            result["stage1_total_loss"] = result["stage1_ce"] + weight * quantized.loss
+            teacher = Recorded(case.inputs["target_codes"], logits.shape[1])
+            learner = ProxyCodes(model, teacher, codebook_weight=weight).eval()
+            logs = learner.loss({"image": image}, "generator", Context(0, 1, 0)).logs
+            result |= {"stage1_ce": logs["proxy_loss"], "stage1_total_loss": logs["loss"]}
         if model.pixel_decoder is not None:
-            result |= {"decoded": model.decode_raw(quantized.features), "quantizer_loss": quantized.loss * 0}
+            result["decoded"] = model.decode_raw(quantized.features)
         elif model.target == "pixels":
             result["decoded"] = logits
+        model.quantize.frozen = True  # codes that do not learn leave the commitment alone
+        result["commitment_loss"] = model.quantize(z).loss
+        result["codebook_loss"] = quantized.loss - result["commitment_loss"]
     if "tokens_in" in case.inputs:
         tokens = case.inputs["tokens_in"].flatten(1)
         result["decoded_from_tokens_in"] = model.decode_raw(model.quantize.lookup(tokens))
@@ -78,18 +94,17 @@ def _vq(case: Case) -> dict[str, Tensor]:
 
 def _vae(case: Case) -> dict[str, Tensor]:
     model = _tokenizer(case)
-    moments = model.features(case.inputs["image"])
-    mean, log_variance = moments.chunk(2, 1)
-    log_variance = log_variance.clamp(-30, 20)
+    posterior, moments = model.quantize, model.features(case.inputs["image"])
+    mean, log_variance = posterior.parts(moments)
     result = {
         "moments": moments,
         "mean": mean,
         "logvar": log_variance,
-        "decoded_mean": model.decode_raw(mean),
-        "kl_per_sample": (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2)) / 2,
+        "decoded_mean": model.decode_raw(posterior(moments).features),
+        "kl_per_sample": posterior.divergence(moments).sum((1, 2)),
     }
     if "posterior_noise" in case.inputs:
-        result["decoded_sample"] = model.decode_raw(mean + (log_variance / 2).exp() * case.inputs["posterior_noise"])
+        result["decoded_sample"] = model.decode_raw(posterior(moments, case.inputs["posterior_noise"]).features)
     return result
 
 
@@ -135,8 +150,8 @@ def _masked(case: Case) -> dict[str, Tensor]:
         )
         recorded = {name.removeprefix("uniform_"): value for name, value in inputs.items() if name.startswith("uniform_")}
         result["generated"] = sample(model, labels, Draws(recorded=recorded), settings)
-        left = [math.floor(model.tokens * masked_share((step + 1) / settings.steps)) for step in range(settings.steps)]
-        result["mask_len_schedule_raw"] = torch.tensor(left)
+        wanted, steps = torch.tensor(model.tokens), settings.steps
+        result["mask_len_schedule_raw"] = torch.stack([masked_count(wanted, (step + 1) / steps) for step in range(steps)])
     return result
 
 
@@ -176,7 +191,7 @@ def _discriminator(case: Case) -> dict[str, Tensor]:
     return {
         "logits_real": real,
         "logits_fake": fake,
-        "hinge_d": (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2,
-        "gen_loss": -fake.mean(),
+        "hinge_d": judge_loss(real, fake, "hinge"),
+        "gen_loss": maker_loss(fake, "hinge"),
         "lecam": lecam(real, fake),
     }
