@@ -151,10 +151,16 @@ def longer_stage(config: SearchConfig, run: Run) -> Mapping[str, Any]:
     first of either, and the published cells where the space has them, trained alike on all images and judged on test images."""
     bed, folder = TestBed(config), run.stage_folder("longer")
     judge, tried = bed.reward(config.longer), bed.archive(folder / "tried.jsonl", config.longer)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for name in ("ppo", "random"):
-        known = bed.archive(run.stage_folder("search") / f"{name}.jsonl", config.child)
-        rows[name] = [_row(evaluated(record.arch, judge, tried)) for record in known.best(config.top)]
+    known = {
+        name: bed.archive(run.stage_folder("search") / f"{name}.jsonl", config.child).best(config.top)
+        for name in ("ppo", "random")
+    }
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in known}
+    with TrainingProgress("trained longer", sum(map(len, known.values())), 0) as progress:
+        for name, record in [(name, record) for name, best in known.items() for record in best]:
+            rows[name].append(_row(evaluated(record.arch, judge, tried)))
+            progress.losses({"reward": rows[name][-1]["reward"]})
+            progress.advance(sum(map(len, rows.values())))
     chosen = {name: max(found, key=lambda row: row["reward"])["arch"] for name, found in rows.items()}
     write_json(run.folder / "cell.json", bed.space.genotype(chosen["ppo"]).to_plain())
     cells = {"controller's best": chosen["ppo"], "random search's best": chosen["random"]}
