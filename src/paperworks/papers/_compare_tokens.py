@@ -44,6 +44,7 @@ from paperworks.papers._generation import (
     save_part,
 )
 from paperworks.papers._generation_report import Judge, in_batches, reconstruction_numbers, rounded, sample_numbers
+from paperworks.papers._titok_recipe import TiTokConfig, build_proxy
 from paperworks.papers._token_recipe import Kit, tokenize
 from paperworks.reporting import Report
 from paperworks.tokenizers.maskgit_vqgan import MaskGITVQGAN
@@ -76,8 +77,8 @@ def _vit(config: Any) -> Any:
     return replace(config, tokenizer=replace(config.tokenizer, patch_size=8))  # 16 tokens, as many as the others
 
 
-def _grid(config: titok.TiTokConfig) -> MaskGITVQGAN:
-    return titok.build_proxy(replace(config, proxy=replace(config.proxy, vocab_size=config.tokenizer.vocab_size)))
+def _grid(config: TiTokConfig) -> MaskGITVQGAN:
+    return build_proxy(replace(config, proxy=replace(config.proxy, vocab_size=config.tokenizer.vocab_size)))
 
 
 GRID = Kit(
