@@ -66,10 +66,10 @@ def test_cached_sampling_follows_the_velocities_of_full_passes(kind, method):
     made = sample(net, labels, Draws.seeded(1, 2), steps=steps, guidance=1.0, method=method)
     sizes = net.entities.sizes
     assert made.passes == len(sizes) * steps
-    if method == "sde":
-        return
     draws, begin = Draws.seeded(1, 2), 0
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    if method == "sde":
+        times = [*torch.linspace(1, 0.04, steps, dtype=torch.float64).tolist(), 0.0]
     for number, size in enumerate(sizes):
         x = draws.normal(f"start_{number}", (2, size, 2)).double()
         for now, following in pairwise(times):
@@ -78,7 +78,13 @@ def test_cached_sampling_follows_the_velocities_of_full_passes(kind, method):
             at = torch.zeros(2, len(sizes))
             at[:, number] = now
             velocity = net(labels, tokens, at)[:, begin : begin + size].double()
-            x = x + velocity * (following - now)
+            drift, noise = velocity, torch.zeros(())
+            if method == "sde":  # the reverse equation for noise of variance 2 t, its score from the velocity
+                score = (-(1 - now) * velocity - x) / (now**2 + (1 - now) * now)
+                drift = velocity - 0.5 * (2 * now) * score
+                if following > 0:
+                    noise = (2 * now * (now - following)) ** 0.5 * draws.normal("eps", (2, size, 2)).double()
+            x = x + drift * (following - now) + noise
         assert torch.allclose(made.tokens[:, begin : begin + size], x.float(), atol=1e-4)
         begin += size
 
@@ -101,6 +107,74 @@ def test_the_path_is_straight_and_both_contexts_train():
         net = model().train()
         EntityFlow(net, context=context).loss(batch, "main", Context(0, 1, 0)).total.backward()
         assert all(p.grad is not None for p in net.parameters())
+
+
+def watched(net: NextEntityTransformer, context: str, batch, **options) -> tuple[float, list[torch.Tensor]]:
+    """Loss of a batch, and labels, tokens, times and velocities of the pass that gave it."""
+    seen: list[torch.Tensor] = []
+    handle = net.register_forward_hook(lambda module, given, made: seen.extend((*given, made)))
+    found = EntityFlow(net, context=context, **options).loss(batch, "main", Context(0, 1, 0))  # type: ignore[arg-type]
+    handle.remove()
+    assert found.count == len(batch["label"])
+    return float(found.total.detach()) / len(batch["label"]), seen
+
+
+def images(rows: int) -> dict[str, torch.Tensor]:
+    return {"latents": torch.randn(rows, 2, 4, 4), "label": torch.arange(rows) % 3}
+
+
+def test_every_entity_has_a_time_of_its_own():
+    net, batch = model(), images(2000)
+    loss, (labels, tokens, times, made) = watched(net, "noisy", batch, label_dropout=0.0)
+    assert times.shape == (2000, 4) and torch.equal(labels, batch["label"])
+    normal = times.logit()
+    assert torch.allclose(normal.mean(0), torch.zeros(4), atol=0.1) and torch.allclose(normal.std(0), torch.ones(4), atol=0.1)
+    assert float((torch.corrcoef(normal.T) - torch.eye(4)).abs().max()) < 0.1
+    clean, t = net.entities.split(batch["latents"]), times.repeat_interleave(4, 1)[..., None]
+    noise = (tokens - (1 - t) * clean) / t
+    assert float(noise.std()) == pytest.approx(1, abs=0.05) and abs(float(noise.mean())) < 0.05
+    assert loss == pytest.approx(float((made - (noise - clean)).square().mean().detach()), rel=1e-3)
+
+
+def test_teacher_forcing_learns_every_entity_after_clean_ones():
+    net, batch = model(), images(200)
+    loss, (labels, tokens, times, made) = watched(net, "clean", batch, label_dropout=0.0)
+    noisy_loss, (_, _, own, _) = watched(net, "noisy", batch, label_dropout=0.0)
+    clean = net.entities.split(batch["latents"])
+    assert times.shape == (800, 4) and torch.equal(labels, batch["label"].repeat(4))
+    errors = []
+    for number in range(4):
+        mine, here = slice(200 * number, 200 * (number + 1)), slice(4 * number, 4 * (number + 1))
+        others = torch.ones(16, dtype=torch.bool)
+        others[here] = False
+        assert times[mine, torch.arange(4) != number].eq(0).all() and torch.equal(times[mine, number], own[:, number])
+        assert torch.equal(tokens[mine][:, others], clean[:, others])
+        t = times[mine, number, None, None]
+        noise = (tokens[mine, here] - (1 - t) * clean[:, here]) / t
+        errors.append((made[mine, here] - (noise - clean[:, here])).square().mean())
+    assert loss == pytest.approx(float(torch.stack(errors).mean().detach()), rel=1e-3) and loss != noisy_loss
+
+
+def test_dropout_is_on_attention_too_and_hides_no_mask():
+    net = model(dropout=0.5).train()
+    attention, x = net.encoder_blocks[0].attn, torch.randn(1, 16, 16)
+    used: list[float] = []
+    attention(x, lambda q, k, v, scale, dropout=0.0: used.append(dropout) or v)
+    attention.eval()(x, lambda q, k, v, scale, dropout=0.0: used.append(dropout) or v)
+    assert used == [0.5, 0.0] and attention.dropout == 0.5
+    net.train()
+    for block in (*net.encoder_blocks, *net.decoder_blocks):
+        block.attn.dropout = block.mlp.dropout = 0.0  # what is left falls on the attention
+    labels, tokens, times = torch.tensor([1]), torch.randn(1, 16, 2), torch.rand(1, 4)
+    changed = tokens.clone()
+    changed[:, 4:] += 1
+
+    def first(given: torch.Tensor, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return net(labels, given, times)[:, :4]
+
+    assert torch.allclose(first(tokens, 0), first(changed, 0), atol=1e-6)
+    assert not torch.allclose(first(tokens, 0), first(tokens, 1), atol=1e-3)
 
 
 def test_times_are_embedded_in_thousandths():
@@ -141,6 +215,65 @@ def test_the_autoencoder_trains_scales_and_comes_back(tmp_path):
     assert torch.equal(again.decode_latents(latents), net.decode_latents(latents))
 
 
+def official_names() -> list[str]:
+    """Of MAR's file for two levels of one block, without the projections' weight and bias."""
+
+    def block(name: str, widens: bool = False) -> list[str]:
+        parts = ["norm1", "conv1", "norm2", "conv2", *(["nin_shortcut"] if widens else [])]
+        return [f"{name}.{part}" for part in parts]
+
+    def attention(name: str) -> list[str]:
+        return [f"{name}.{part}" for part in ("norm", "q", "k", "v", "proj_out")]
+
+    names = ["quant_conv", "post_quant_conv", "encoder.down.0.downsample.conv", "decoder.up.1.upsample.conv"]
+    for half in ("encoder", "decoder"):
+        names += [f"{half}.{part}" for part in ("conv_in", "norm_out", "conv_out")]
+        names += block(f"{half}.mid.block_1") + attention(f"{half}.mid.attn_1") + block(f"{half}.mid.block_2")
+    names += block("encoder.down.0.block.0") + block("encoder.down.1.block.0", widens=True) + attention("encoder.down.1.attn.0")
+    for level in (1, 0):
+        names += block(f"decoder.up.{level}.block.0", widens=level == 0) + block(f"decoder.up.{level}.block.1")
+    return names
+
+
+def test_released_autoencoders_load():
+    torch.manual_seed(0)
+    settings = {"image_size": 16, "latent_channels": 3, "ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "groups": 4}
+    net = KLAutoencoder(**settings).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours, theirs = net.state_dict(), {}
+    for name in official_names():
+        stem, _, last = name.rpartition(".")
+        for kind in ("weight", "bias"):
+            if last in ("q", "k", "v"):
+                theirs[f"{name}.{kind}"] = ours[f"{stem}.qkv.{kind}"].chunk(3)["qkv".index(last)]
+            else:
+                theirs[f"{name}.{kind}"] = ours[f"{name}.{kind}"]
+    loaded = KLAutoencoder.from_official({**theirs, "loss.logvar": torch.zeros(())}, **settings).eval()
+    assert float(loaded.scale) == pytest.approx(0.2325)
+    pictures = torch.rand(2, 3, 16, 16)
+    assert torch.allclose(loaded.encode_latents(pictures), 0.2325 * net.encode_latents(pictures), atol=1e-6)
+    latents = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(loaded.decode_latents(0.2325 * latents), net.decode_latents(latents), atol=1e-5)
+    del theirs["decoder.conv_in.bias"]
+    with pytest.raises(InputError, match=r"1 missing: decoder\.conv_in\.bias"):
+        KLAutoencoder.from_official(theirs, **settings)
+
+
+def test_moments_are_those_that_samples_come_from():
+    torch.manual_seed(0)
+    net = KLAutoencoder(16, 3, ch=8, ch_mult=(1, 2), num_res_blocks=1, groups=4, patch=2, in_channels=1).eval()
+    net.scale.fill_(0.5)
+    pictures = torch.rand(4, 1, 16, 16)
+    mean, deviation = net.encode_moments(pictures)
+    given_mean, log_variance = net.features(pictures).chunk(2, 1)
+    assert torch.allclose(mean, given_mean / 2) and torch.allclose(deviation, (log_variance / 2).exp() / 2)
+    assert torch.equal(net.encode_latents(pictures), mean)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(net.encode_latents(pictures, torch.Generator().manual_seed(3)), mean + deviation * noise)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -149,6 +282,7 @@ def test_the_autoencoder_trains_scales_and_comes_back(tmp_path):
         (lambda: make_entities("row", 4, 4), "there are token"),
         (lambda: sample(model(), torch.tensor([0]), Draws.seeded(0, 1), guidance=0.5), "1 switches it off"),
         (lambda: sample(model(), torch.tensor([0]), Draws.seeded(0, 1), steps=1), "at least 2"),
+        (lambda: sample(model().train(), torch.tensor([0]), Draws.seeded(0, 1)), r"model\.eval\(\)"),
         (lambda: sample(model(), torch.tensor([4]), Draws.seeded(0, 1)), r"0\.\.2"),
         (lambda: model()(torch.tensor([0]), torch.zeros(1, 16, 2), torch.full((1, 4), 1.5)), r"lie in \[0, 1\]"),
         (lambda: EntityFlow(model(), context="dirty"), "'noisy' and 'clean'"),

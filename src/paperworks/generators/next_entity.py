@@ -78,11 +78,14 @@ def make_entities(kind: EntityKind, height: int, width: int, size: int = 8) -> E
 
 
 class FlowBlock(nn.Module):
-    """x + g1 attention(RMS(x) (1 + s1) + h1), then the same with a GEGLU; the condition differs from token to token."""
+    """x + g1 attention(RMS(x) (1 + s1) + h1), then the same with a GEGLU; the condition differs from token to token.
+
+    dropout: of the attention probabilities and of what both parts put out.
+    """
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.0):
         super().__init__()
-        self.attn = Attention(dim, heads, dropout=dropout)
+        self.attn = Attention(dim, heads, dropout=dropout, attention_dropout=dropout)
         self.mlp = GatedFeedForward(dim, hidden, "geglu", bias=True, dropout=dropout)
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
@@ -181,7 +184,9 @@ class NextEntityTransformer(nn.Module, Pretrained):
         """Velocity [B, L, channels] of tokens [B, L, channels] in entity order, each entity at its time in [0, 1] (times
         [B, entities]; 1 is noise)."""
 
-        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+            if dropout:  # in training, where the shorter paths below have no such option
+                return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, dropout_p=dropout, scale=scale)
             return block_causal_attention(query, key, value, self.entities.sizes, scale, self.mask)
 
         return self.velocity(labels, tokens, times, slice(None), lambda layer: attend)

@@ -41,6 +41,8 @@ def sample(
 ) -> EntitySampled:
     """Latents of labels [B] in entities x steps passes. guidance: total weight on the class, 1 for none; it grows from 1 at the
     first entity, whose null branch is skipped. "sde" adds noise on the way (Euler-Maruyama), "ode" does not."""
+    if model.training:
+        raise InputError("the network is in train mode, where dropout falsifies samples: call model.eval() first")
     if guidance < 1:
         raise InputError(f"guidance={guidance} is the total weight on the class: 1 switches it off")
     if steps < 2:

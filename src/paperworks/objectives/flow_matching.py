@@ -23,8 +23,8 @@ class EntityFlow(TokenPrediction):
     """Velocity of every entity at its own time. Batches hold `latents` float [B, channels, side, side] and `label` int64 [B].
 
     context "noisy" (the paper): all entities are noised, so earlier ones are as imperfect as in sampling; "clean": teacher
-    forcing, the baseline, where one entity of each image is noised and the loss looks at it alone. Times are
-    sigmoid(N(0, 1)), independent per entity.
+    forcing, the baseline, where every entity is noised and learned too but after clean ones, which takes a copy of the batch
+    per entity. Times are sigmoid(N(0, 1)), independent per entity.
     """
 
     needs = {"latents": "float [B, C, H, W]", "label": "int64 [B]"}
@@ -39,16 +39,17 @@ class EntityFlow(TokenPrediction):
         labels, model = self.labels(batch, ctx), self.model
         assert isinstance(model, NextEntityTransformer)
         clean = model.entities.split(batch["latents"])
-        count = len(model.entities.sizes)
-        times = torch.randn(len(clean), count, generator=ctx.rng("times"), device=clean.device).sigmoid()
-        chosen = torch.ones_like(times, dtype=torch.bool)
-        if self.context == "clean":
-            one = torch.randint(count, (len(clean), 1), generator=ctx.rng("entity"), device=clean.device)
-            chosen = torch.zeros_like(chosen).scatter(1, one, True)
-            times = times * chosen
+        rows, count = len(clean), len(model.entities.sizes)
+        times = torch.randn(rows, count, generator=ctx.rng("times"), device=clean.device).sigmoid()
         noise = torch.randn(clean.shape, generator=ctx.rng("noise"), device=clean.device)
+        learned = torch.ones_like(times, dtype=torch.bool)
+        if self.context == "clean":
+            # copy k noises entity k alone; what follows it is not seen, and what comes before is as it should be
+            learned = torch.eye(count, dtype=torch.bool, device=clean.device).repeat_interleave(rows, 0)
+            times = times.repeat(count, 1) * learned
+            clean, noise, labels = clean.repeat(count, 1, 1), noise.repeat(count, 1, 1), labels.repeat(count)
         given, wanted = noised(clean, noise, times[:, model.entity_of, None])
         made = model(labels, given, times).float()
-        where = chosen[:, model.entity_of]
+        where = learned[:, model.entity_of]
         loss = F.mse_loss(made[where], wanted[where])
-        return Losses.mean(loss, len(clean))
+        return Losses.mean(loss, rows)
