@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare, quietly
 from paperworks.backbones.cswin import CrossShapedAttention, CSWin, CSWinBlock, StripeAttention
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import create
@@ -94,15 +94,15 @@ def run() -> list[Row]:
     for batch in (1, 8):
         images = torch.rand(batch, 3, 224, 224)
         fast, exact = (prepare_for_inference(model, precision=precision, example=images) for precision in ("bf16", "32"))
-        plain = _work(literal, images)
+        plain = quietly(literal, images)
         for side, allowed in ((model, 1e-4), (exact, 1e-4), (fast, 5e-2)):
-            _agree(_work(side, images)(), plain(), allowed)
+            agree(quietly(side, images)(), plain(), allowed)
         what = f"T, batch {batch}, inference"
         rows += [
-            Row(what, "float32", "literal float32", compare(_work(model, images), plain), target=1.1),
-            Row(what, "prepared float32", "literal float32", compare(_work(exact, images), plain)),
-            Row(what, "prepared bf16", "literal autocast", compare(_work(fast, images), _work(literal, images, bf16=True))),
-            Row(what, "prepared bf16", "literal float32", compare(_work(fast, images), plain), note=str(fast.report)),
+            Row(what, "float32", "literal float32", compare(quietly(model, images), plain), target=1.1),
+            Row(what, "prepared float32", "literal float32", compare(quietly(exact, images), plain)),
+            Row(what, "prepared bf16", "literal autocast", compare(quietly(fast, images), quietly(literal, images, bf16=True))),
+            Row(what, "prepared bf16", "literal float32", compare(quietly(fast, images), plain), note=str(fast.report)),
         ]
     images = torch.rand(4, 3, 224, 224)
     ratio = compare(_step(model, images), _step(literal, images), rounds=9, warmup=1)
@@ -117,23 +117,9 @@ def _step(model: nn.Module, images: Tensor) -> Callable[[], None]:
     return step
 
 
-def _work(model: nn.Module, images: Tensor, bf16: bool = False) -> Callable[[], Tensor]:
-    def work() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return model(images)
-
-    return work
-
-
 def _liven(model: nn.Module) -> None:
     """Weights with which attention shows in the output: those of a fresh network are nearly nothing."""
     for module in model.modules():
         if isinstance(module, CrossShapedAttention):
             nn.init.normal_(module.qkv.weight, std=0.08)
             nn.init.normal_(module.proj.weight, std=0.08)
-
-
-def _agree(ours: Tensor, theirs: Tensor, allowed: float) -> None:
-    difference = float((ours.float() - theirs).abs().max() / theirs.abs().max())
-    if difference > allowed:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

@@ -11,13 +11,12 @@ from __future__ import annotations
 import copy
 from math import exp, log
 from statistics import median
-from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Ratio, Row, compare
+from benchmarks.harness import Ratio, Row, compare, quietly
 from paperworks.analysis.timing import Work, alternate
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import entries
@@ -52,12 +51,12 @@ def run() -> list[Row]:
         image = torch.rand(1, 3, size, size)
         _agree(ours, peer, image)
         fast = prepare_for_inference(ours, example=image)
-        best_ours, best_peer = _best(ours, image), _best(peer, image)
+        best_ours, best_peer = best_layout(ours, image), best_layout(peer, image)
         what = f"{name}, {size} pixels"
         rows.append(Row(what, "float32, better layout", "timm the same", compare(best_ours, best_peer, 9), target=1.0))
-        plain, careful = _work(peer, image), _careful(theirs, peer, image)
+        plain, careful = quietly(peer, image), autocast(peer, image)
         for label, work in zip(prepared, (plain, careful)):
-            ratio = compare(_work(fast, image), work, 9)
+            ratio = compare(quietly(fast, image), work, 9)
             prepared[label].append(ratio)
             rows.append(Row(what, f"prepared {fast.report.precision}" if fast.report else "prepared", label, ratio))
     for (label, ratios), target in zip(prepared.items(), (2.5, 1.15)):
@@ -79,30 +78,16 @@ def _lively(model: nn.Module) -> nn.Module:
     return model
 
 
-def _work(model: nn.Module, image: Tensor) -> Work:
-    def work() -> Any:
-        with torch.inference_mode():
-            return model(image)
-
-    return work
+def autocast(model: nn.Module, image: Tensor) -> Work:
+    """As careful users run it: a channels-last copy under bfloat16 autocast."""
+    last = torch.channels_last
+    return quietly(copy.deepcopy(model).to(memory_format=last), image.contiguous(memory_format=last), bf16=True)
 
 
-def _careful(name: str, peer: nn.Module, image: Tensor) -> Work:
-    model = _timms(name).eval()
-    model.load_state_dict(peer.state_dict())
-    model, last = model.to(memory_format=torch.channels_last), image.contiguous(memory_format=torch.channels_last)
-
-    def work() -> Any:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            return model(last)
-
-    return work
-
-
-def _best(model: nn.Module, image: Tensor) -> Work:
+def best_layout(model: nn.Module, image: Tensor) -> Work:
     """The network in the memory layout in which it is faster, the layouts timed in turns."""
     both = {layout: copy.deepcopy(model).to(memory_format=layout) for layout in LAYOUTS}
-    works = {layout: _work(each, image.contiguous(memory_format=layout)) for layout, each in both.items()}
+    works = {layout: quietly(each, image.contiguous(memory_format=layout)) for layout, each in both.items()}
     medians = {layout: median(times) for layout, times in alternate(works, 7).items()}
     return works[min(medians, key=lambda layout: medians[layout])]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare
 from paperworks.backbones.groupmamba import GroupMambaLayer
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import create
@@ -56,7 +56,7 @@ def scans() -> list[Row]:
     for length, channels, state, target in sizes:
         inputs = given(length, channels, state)
         ours, loop = _quietly(partial(at_once, *inputs)), _quietly(partial(by_tokens, *inputs))
-        _agree(ours(), loop())
+        agree(ours(), loop())
         what = f"scan of {length} tokens, {channels} channels, state {state}"
         rows.append(Row(what, "in lanes", "loop over tokens", compare(ours, loop, rounds=7, warmup=1), target=target))
     return rows
@@ -120,7 +120,7 @@ def networks() -> list[Row]:
     peer, image = literal(model), torch.rand(1, 3, 224, 224)
     fast = prepare_for_inference(model, precision="32", example=image)
     plain, slow = _quietly(partial(model, image)), _quietly(partial(peer, image))
-    _agree(plain(), slow(), allowed=1e-4)
+    agree(plain(), slow(), allowed=1e-4)
     what = "GroupMamba-Tiny, one image of 224 pixels"
     prepared = compare(partial(fast, image), slow, rounds=5, warmup=1)
     return [
@@ -135,9 +135,3 @@ def _quietly(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
             return work()
 
     return run_it
-
-
-def _agree(ours: Tensor, theirs: Tensor, allowed: float = 1e-5) -> None:
-    difference = float((ours - theirs).abs().max() / theirs.abs().max())
-    if difference > allowed:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

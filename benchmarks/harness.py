@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from paperworks.analysis.timing import Work, alternate
 from paperworks.paper import versions, write_json
@@ -60,6 +61,23 @@ def compare(ours: Work, peer: Work, rounds: int = 15, warmup: int = 2, least: fl
     ratios = [slow / fast for fast, slow in zip(times["ours"], times["peer"])]
     low, _, high = quantiles(ratios, n=4, method="inclusive") if rounds > 1 else (ratios[0],) * 3
     return Ratio(median(ratios), low, high, median(times["ours"]), median(times["peer"]), rounds)
+
+
+def quietly(model: Callable[[Any], Any], given: Any, bf16: bool = False) -> Callable[[], Any]:
+    """model(given) in inference mode, under bfloat16 autocast if asked for."""
+
+    def work() -> Any:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(given)
+
+    return work
+
+
+def agree(ours: Tensor, theirs: Tensor, allowed: float = 1e-5) -> None:
+    """AssertionError where outputs differ by more than `allowed` of the largest one: a timing would mean nothing."""
+    difference = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+    if difference > allowed:
+        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")
 
 
 def machine() -> dict[str, Any]:

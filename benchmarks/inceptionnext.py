@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import paperworks  # noqa: F401  (registers its networks with timm)
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare, quietly
 from paperworks.backbones.inference import prepare_for_inference
 
 CHANNELS_LAST = torch.channels_last
@@ -38,26 +38,28 @@ def inference(images: Tensor) -> list[Row]:
     peer_last.load_state_dict(peer.state_dict())
     compiled, compiled_last = torch.compile(peer), torch.compile(peer_last)
 
-    plain = _work(peer, images)
-    careful = _work(peer_last, last, bf16=True)
+    plain = quietly(peer, images)
+    careful = quietly(peer_last, last, bf16=True)
     reference = plain()
     for side, allowed in ((ours, 1e-4), (exact, 1e-4), (fast, 5e-2)):
-        _agree(_work(side, images)(), reference, allowed)
+        agree(quietly(side, images)(), reference, allowed)
 
     what = "T, batch 8, inference"
     return [
-        Row(what, "float32", "timm float32", compare(_work(ours, images), plain), target=1.0),
-        Row(what, "float32, channels-last", "timm the same", compare(_work(ours, last), _work(peer_last, last)), target=1.0),
-        Row(what, "prepared float32", "timm float32", compare(_work(exact, images), plain)),
-        Row(what, "prepared bf16", "timm float32", compare(_work(fast, images), plain), target=3.0, note=str(fast.report)),
-        Row(what, "prepared bf16", "timm autocast, channels-last", compare(_work(fast, images), careful), target=1.2),
-        Row(what, "prepared float32", "timm float32 compiled", compare(_work(exact, images), _work(compiled, images))),
-        Row(what, "prepared bf16", "timm float32 compiled", compare(_work(fast, images), _work(compiled, images))),
+        Row(what, "float32", "timm float32", compare(quietly(ours, images), plain), target=1.0),
+        Row(
+            what, "float32, channels-last", "timm the same", compare(quietly(ours, last), quietly(peer_last, last)), target=1.0
+        ),
+        Row(what, "prepared float32", "timm float32", compare(quietly(exact, images), plain)),
+        Row(what, "prepared bf16", "timm float32", compare(quietly(fast, images), plain), target=3.0, note=str(fast.report)),
+        Row(what, "prepared bf16", "timm autocast, channels-last", compare(quietly(fast, images), careful), target=1.2),
+        Row(what, "prepared float32", "timm float32 compiled", compare(quietly(exact, images), quietly(compiled, images))),
+        Row(what, "prepared bf16", "timm float32 compiled", compare(quietly(fast, images), quietly(compiled, images))),
         Row(
             what,
             "prepared bf16",
             "timm autocast, channels-last, compiled",
-            compare(_work(fast, images), _work(compiled_last, last, bf16=True)),
+            compare(quietly(fast, images), quietly(compiled_last, last, bf16=True)),
         ),
     ]
 
@@ -100,14 +102,6 @@ def training_step(model: nn.Module, images: Tensor, layout: torch.memory_format)
     return step
 
 
-def _work(model: nn.Module | Callable[..., Any], images: Tensor, bf16: bool = False) -> Callable[[], Tensor]:
-    def work() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return model(images)
-
-    return work
-
-
 def _lively(model: nn.Module) -> nn.Module:
     """Weights with which every branch shows in the output: a fresh network's layer scale of 1e-6 would hide errors."""
     for name, parameter in model.named_parameters():
@@ -119,9 +113,3 @@ def _lively(model: nn.Module) -> nn.Module:
                 assert tensor is not None
                 nn.init.uniform_(tensor, low, high)
     return model.eval()
-
-
-def _agree(ours: Tensor, theirs: Tensor, allowed: float) -> None:
-    difference = float((ours.float() - theirs).abs().max() / theirs.abs().max())
-    if difference > allowed:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

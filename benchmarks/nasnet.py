@@ -6,13 +6,11 @@ Ours are built with `count_padding=True`, so that both compute the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare, quietly
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.nasnet import NASNet
 
@@ -23,35 +21,27 @@ def run() -> list[Row]:
     last = images.contiguous(memory_format=torch.channels_last)
     peer = _lively(timm.create_model("nasnetalarge"))
     ours = NASNet.from_official(peer.state_dict(), stem_size=96, skip_reduction_input=True, count_padding=True).eval()
-    plain = _work(peer, images)
+    plain = quietly(peer, images)
     reference = plain()
     exact = prepare_for_inference(ours, precision="32", example=images)
     fast = prepare_for_inference(ours, precision="bf16", example=images, tolerance=0.5)
     for side in (ours, exact):
-        _agree(_work(side, images)(), reference, 1e-3)
+        agree(quietly(side, images)(), reference, 1e-3)
     # random weights multiply bfloat16's rounding through 20 cells: ours may move as far as timm's under autocast does
-    _agree(_work(fast, images)(), reference, 1.2 * _difference(_work(peer, images, bf16=True)(), reference))
+    agree(quietly(fast, images)(), reference, 1.2 * _difference(quietly(peer, images, bf16=True)(), reference))
 
     what, rounds = "large, 331 pixels, batch 1, inference", 7
     rows = [
-        Row(what, "float32", "timm float32", compare(_work(ours, images), plain, rounds), target=1.5),
-        Row(what, "prepared float32", "timm float32", compare(_work(exact, images), plain, rounds), target=2.0),
+        Row(what, "float32", "timm float32", compare(quietly(ours, images), plain, rounds), target=1.5),
+        Row(what, "prepared float32", "timm float32", compare(quietly(exact, images), plain, rounds), target=2.0),
     ]
     peer_last = peer.to(memory_format=torch.channels_last)
-    careful, casted = _work(peer_last, last), _work(peer_last, last, bf16=True)
+    careful, casted = quietly(peer_last, last), quietly(peer_last, last, bf16=True)
     rows += [
-        Row(what, "prepared float32", "timm channels-last", compare(_work(exact, images), careful, rounds), target=1.0),
-        Row(what, "prepared bf16", "timm autocast, channels-last", compare(_work(fast, images), casted, rounds), target=1.0),
+        Row(what, "prepared float32", "timm channels-last", compare(quietly(exact, images), careful, rounds), target=1.0),
+        Row(what, "prepared bf16", "timm autocast, channels-last", compare(quietly(fast, images), casted, rounds), target=1.0),
     ]
     return rows
-
-
-def _work(model: nn.Module, images: Tensor, bf16: bool = False) -> Callable[[], Tensor]:
-    def work() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return model(images)
-
-    return work
 
 
 def _lively(model: nn.Module) -> nn.Module:
@@ -66,9 +56,3 @@ def _lively(model: nn.Module) -> nn.Module:
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs).abs().max() / theirs.abs().max())
-
-
-def _agree(ours: Tensor, theirs: Tensor, allowed: float) -> None:
-    difference = _difference(ours, theirs)
-    if difference > allowed:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

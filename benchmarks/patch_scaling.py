@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import create
 from paperworks.layers.ssd_scan import ssd_scan
@@ -54,7 +54,7 @@ def scans() -> list[Row]:
         ours = _quietly(partial(in_chunks, *inputs))
         loop = _quietly(partial(by_tokens, *inputs))
         attention = _quietly(partial(F.scaled_dot_product_attention, *torch.randn(3, 1, HEADS, length, DIM)))
-        _agree(ours(), loop())
+        agree(ours(), loop())
         what = f"scan of {length} tokens"
         rows.append(Row(what, "chunks of 32", "loop over tokens", compare(ours, loop, rounds=7, warmup=1), target=target))
         rows.append(Row(what, "chunks of 32", "attention of equal width", compare(ours, attention, rounds=7, warmup=1)))
@@ -90,9 +90,3 @@ def _quietly(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
             return work()
 
     return run_it
-
-
-def _agree(ours: Tensor, theirs: Tensor) -> None:
-    difference = float((ours - theirs).abs().max() / theirs.abs().max())
-    if difference > 1e-5:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

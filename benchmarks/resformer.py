@@ -5,14 +5,13 @@ Inference at the training sizes and beyond, and a training step over three sizes
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare, quietly
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import create
 from paperworks.backbones.resformer import LocalAttention, ResFormer, sine_map
@@ -37,15 +36,15 @@ def inference(model: ResFormer) -> list[Row]:
     for size, batch in ((224, 8), (384, 4), (640, 1)):
         images = torch.rand(batch, 3, size, size)
         exact, fast = (prepare_for_inference(model, precision=precision, example=images) for precision in ("32", "bf16"))
-        peer, ours = _work(lambda x: literal(model, x), images), _work(model, images)
-        for work, allowed in ((ours, 1e-4), (_work(exact, images), 1e-4), (_work(fast, images), 5e-2)):
-            _agree(work(), peer(), allowed)
+        peer, ours = quietly(lambda x: literal(model, x), images), quietly(model, images)
+        for work, allowed in ((ours, 1e-4), (quietly(exact, images), 1e-4), (quietly(fast, images), 5e-2)):
+            agree(work(), peer(), allowed)
         what = f"S, {size} pixels, batch {batch}, inference"
         target = 1.5 if size >= 384 else None
         rows += [
             Row(what, "float32", "literal float32", compare(ours, peer), target=target),
-            Row(what, "prepared float32", "literal float32", compare(_work(exact, images), peer), target=target),
-            Row(what, "prepared bf16", "literal float32", compare(_work(fast, images), peer), note=str(fast.report)),
+            Row(what, "prepared float32", "literal float32", compare(quietly(exact, images), peer), target=target),
+            Row(what, "prepared bf16", "literal float32", compare(quietly(fast, images), peer), note=str(fast.report)),
         ]
     return rows
 
@@ -77,7 +76,7 @@ def training(model: ResFormer) -> Row:
         loss.backward()
         return loss.detach()
 
-    _agree(ours(), peer(), 1e-4)
+    agree(ours(), peer(), 1e-4)
     ratio = compare(ours, peer, rounds=9, warmup=1)
     return Row("S, 224 + 160 + 128 pixels, batch 2, training", "float32", "literal float32", ratio, target=1.0)
 
@@ -111,17 +110,3 @@ def _attention(layer: Any, x: Tensor, height: int, width: int) -> Tensor:
     local = layer.get_v(maps).reshape(count, heads, head_dim, tokens - 1).transpose(2, 3)
     local = torch.cat((torch.zeros_like(local[:, :, :1]), local), 2)
     return layer.proj((weights @ v + local).transpose(1, 2).reshape(count, tokens, dim))
-
-
-def _work(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    def work() -> Tensor:
-        with torch.inference_mode():
-            return model(images)
-
-    return work
-
-
-def _agree(ours: Tensor, theirs: Tensor, allowed: float) -> None:
-    difference = float((ours.float() - theirs).abs().max() / theirs.abs().max())
-    if difference > allowed:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

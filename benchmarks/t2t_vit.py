@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import Row, agree, compare, quietly
 from paperworks.backbones.inference import prepare_for_inference
 from paperworks.backbones.registry import create
 from paperworks.backbones.t2t_vit import T2TViT
@@ -36,16 +36,16 @@ def run() -> list[Row]:
 
 def inference(name: str, model: T2TViT, images: Tensor) -> list[Row]:
     exact, fast = (prepare_for_inference(model, precision=precision, example=images) for precision in ("32", "bf16"))
-    peer, ours = _work(lambda x: literal(model, x), images), _work(model, images)
-    careful = _work(lambda x: literal(model, x), images, bf16=True)
-    for work, allowed in ((ours, 1e-4), (_work(exact, images), 1e-4), (_work(fast, images), 5e-2)):
-        _agree(work(), peer(), allowed)
+    peer, ours = quietly(lambda x: literal(model, x), images), quietly(model, images)
+    careful = quietly(lambda x: literal(model, x), images, bf16=True)
+    for work, allowed in ((ours, 1e-4), (quietly(exact, images), 1e-4), (quietly(fast, images), 5e-2)):
+        agree(work(), peer(), allowed)
     what = f"{name}, batch {len(images)}, inference"
     return [
         Row(what, "float32", "literal float32", compare(ours, peer, 9), target=1.0),
-        Row(what, "prepared float32", "literal float32", compare(_work(exact, images), peer, 9)),
-        Row(what, "prepared bf16", "literal float32", compare(_work(fast, images), peer, 9), note=str(fast.report)),
-        Row(what, "prepared bf16", "literal, bf16 autocast", compare(_work(fast, images), careful, 9)),
+        Row(what, "prepared float32", "literal float32", compare(quietly(exact, images), peer, 9)),
+        Row(what, "prepared bf16", "literal float32", compare(quietly(fast, images), peer, 9), note=str(fast.report)),
+        Row(what, "prepared bf16", "literal, bf16 autocast", compare(quietly(fast, images), careful, 9)),
     ]
 
 
@@ -66,7 +66,7 @@ def training(model: T2TViT, images: Tensor) -> Row:
     def peer() -> Tensor:
         return step(lambda x: literal(model, x))
 
-    _agree(ours(), peer(), 1e-4)
+    agree(ours(), peer(), 1e-4)
     return Row(f"t2t_vit_14, batch {len(images)}, forward and backward", "float32", "literal float32", compare(ours, peer, 5))
 
 
@@ -118,17 +118,3 @@ def _attention(attn: Any, x: Tensor) -> Tensor:
     q, k, v = attn.qkv(x).reshape(batch, length, 3, attn.heads, -1).permute(2, 0, 3, 1, 4)
     weights = (q @ k.transpose(2, 3) * attn.head_dim**-0.5).softmax(-1)
     return attn.proj((weights @ v).transpose(1, 2).reshape(batch, length, dim))
-
-
-def _work(network: nn.Module | Callable[[Tensor], Tensor], images: Tensor, bf16: bool = False) -> Callable[[], Tensor]:
-    def work() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return network(images)
-
-    return work
-
-
-def _agree(ours: Tensor, theirs: Tensor, allowed: float) -> None:
-    difference = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
-    if difference > allowed:
-        raise AssertionError(f"outputs differ by {difference:.3g} of the largest one; a timing would mean nothing")

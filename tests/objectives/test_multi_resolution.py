@@ -83,6 +83,15 @@ def test_what_is_compared(compare, width):
         assert torch.allclose(found, features[:, 1:].mean(1))
 
 
+def test_a_class_token_that_comes_last_is_found():
+    model = create("adventurer_tiny_patch16_224", embed_dim=16, depth=1, headdim=8, patch_size=8, num_classes=3)
+    features = model.forward_features(torch.rand(2, 3, 32, 32))
+    logits = model.forward_head(features)
+    assert torch.equal(MultiResolution(model, SIZES).compared(features, logits), features[:, -1])
+    gap = MultiResolution(model, SIZES, compare="gap").compared(features, logits)
+    assert torch.allclose(gap, features[:, :-1].mean(1))
+
+
 def test_any_network_of_timm_s_protocol_can_be_trained():
     vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, dynamic_img_size=True)
     assert torch.isfinite(MultiResolution(vit, SIZES).loss(batch(), "main", context()).total)

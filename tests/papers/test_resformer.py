@@ -55,6 +55,7 @@ def test_bad_settings_are_named_before_anything_runs():
         laptop(consistency=-1.0)
     with pytest.raises(InputError, match="did you mean"):
         paper.recipes["paper"](variant="resformer_smal_patch16")
-    assert (
-        laptop(sizes=(32,)).config.image_size == 32 and laptop(sizes=(128, 96, 64)).config.network.arguments["patch_size"] == 8
-    )
+    with pytest.raises(InputError, match="--consistency 0"):
+        laptop(sizes=(32,))
+    assert laptop(sizes=(32,), consistency=0.0).config.image_size == 32
+    assert laptop(sizes=(128, 96, 64)).config.network.arguments["patch_size"] == 8

@@ -91,10 +91,14 @@ class SimpleNet(Backbone):
         if mode not in STRIDES:
             raise InputError(f"mode {mode}: there are {', '.join(map(str, STRIDES))}")
         self.num_classes, self.in_chans = num_classes, in_chans
-        rates = drop_rates if isinstance(drop_rates, Mapping) else dict.fromkeys(range(len(plan)), drop_rates)
+        each = drop_rates if isinstance(drop_rates, Mapping) else dict.fromkeys(range(len(plan)), drop_rates)
+        rates = {int(index): rate for index, rate in each.items()}  # a saved configuration has names for numbers
         beyond = [index for index in rates if not 0 <= index < len(plan)]
         if beyond:
-            raise InputError(f"drop_rates names layer {beyond[0]}, but there are {len(plan)} layers, counted from 0")
+            raise InputError(
+                f"drop_rates names layer {beyond[0]}, but there are {len(plan)} layers, counted from 0; what comes before the "
+                "classifier is head_drop"
+            )
         modules: list[nn.Module] = []
         self.feature_info = []
         self._ends: list[int] = []

@@ -6,13 +6,12 @@ placed follow the abstract's words and are ours; the names say so by carrying no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperworks.backbones.protocol import initialise
+from paperworks.backbones.protocol import initialise, per_stage
 from paperworks.backbones.registry import Entry
 from paperworks.backbones.staged import PooledBackbone, Stage
 from paperworks.errors import InputError
@@ -20,7 +19,6 @@ from paperworks.layers.drop_path import DropPath, linear_rates
 from paperworks.layers.mlp import ConvMlp, NormHead
 from paperworks.layers.msa_conv import MSAConv2d, as_pair
 from paperworks.layers.norms import LayerNorm2d
-from paperworks.layers.pretrained import load_official
 
 
 class TiCBlock(nn.Module):
@@ -74,7 +72,7 @@ class TiCBlock(nn.Module):
 class TiC(PooledBackbone):
     """[N, in_chans, H, W], H and W at least the last reduction (32 by default), -> [N, num_classes]; no table of positions.
 
-    Per stage one value or a list: heads, kernel_sizes, dilations (every second block of a stage takes it, the others 1), kinds.
+    Per stage one value or a list: heads, kernel_sizes, dilations (every second block of a stage takes it, the others 1).
     shift: cells of the cyclic shift in every second block; 0 for none. pool: of the inter-pooling in every third block; 1 for
     none. mixing: "attention", or "convolution" for the ablation.
     """
@@ -85,9 +83,9 @@ class TiC(PooledBackbone):
         num_classes: int = 1000,
         depths: Sequence[int] = (2, 2, 6, 2),
         dims: Sequence[int] = (64, 128, 256, 512),
-        heads: Sequence[int] = (2, 4, 8, 16),
-        kernel_sizes: Sequence[int] = (7, 7, 7, 7),
-        dilations: Sequence[int] = (1, 1, 1, 1),
+        heads: int | Sequence[int] = (2, 4, 8, 16),
+        kernel_sizes: int | Sequence[int] = 7,
+        dilations: int | Sequence[int] = 1,
         kind: str = "standard",
         shift: int = 2,
         pool: int = 2,
@@ -99,9 +97,7 @@ class TiC(PooledBackbone):
     ):
         super().__init__()
         lists = {"dims": dims, "heads": heads, "kernel_sizes": kernel_sizes, "dilations": dilations}
-        for name, values in lists.items():
-            if len(values) != len(depths):
-                raise InputError(f"{name} has {len(values)} entries for {len(depths)} stages")
+        dims, heads, kernel_sizes, dilations = (per_stage(name, given, len(depths)) for name, given in lists.items())
         if shift < 0 or pool < 1:
             raise InputError(f"shift {shift} and pool {pool}: shift counts cells from 0, pool from 1")
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
@@ -135,11 +131,6 @@ class TiC(PooledBackbone):
         self.stages = nn.Sequential(*stages)
         self.head = NormHead(dims[-1], num_classes, drop=drop_rate)
         self.apply(initialise)
-
-    @classmethod
-    def from_official(cls, state_dict: Mapping[str, Tensor], **official: Any) -> Self:
-        """Weights of a network saved here: the authors released none."""
-        return load_official(cls(**official), state_dict)
 
 
 CFG = {"first_conv": "stem.0", "classifier": "head.fc2"}

@@ -27,7 +27,7 @@ class ModulatedBlock(nn.Module):
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads, qk_norm="layer", dropout=dropout)
+        self.attn = Attention(dim, heads, qk_norm="layer", dropout=dropout, attention_dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = FeedForward(dim, hidden, dropout=dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))

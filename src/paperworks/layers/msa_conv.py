@@ -164,6 +164,8 @@ class MSAConv2d(nn.Module):
         self.heads = channels if kind == "depthwise" else heads
         if channels % self.heads:
             raise InputError(f"{channels} channels do not divide into {self.heads} heads")
+        if dilation < 1 or shift < 0:
+            raise InputError(f"dilation {dilation} and shift {shift}: dilation counts cells from 1, shift from 0")
         self.kernel_size, self.dilation, self.shift = as_pair(kernel_size), dilation, shift
         self.qkv_conv = nn.Conv2d(channels, 3 * channels, 1)
         self.dropout = dropout

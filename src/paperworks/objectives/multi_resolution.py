@@ -138,8 +138,10 @@ class MultiResolution(Objective):
             if self.compare == "cls":
                 raise InputError(f"{type(self.model).__name__} has no class token to compare: take 'gap' or 'logits'")
             return features.float().mean((2, 3))
-        before = int(getattr(self.model, "num_prefix_tokens", 1))
-        return features[:, 0].float() if self.compare == "cls" else features[:, before:].float().mean(1)
+        before, after = int(getattr(self.model, "num_prefix_tokens", 1)), int(getattr(self.model, "num_suffix_tokens", 0))
+        if self.compare == "cls":
+            return features[:, -1 if after else 0].float()  # Adventurer's class token comes last
+        return features[:, before : features.shape[1] - after].float().mean(1)
 
 
 def check_sizes(sizes: Sequence[int], patch: int = 1) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from paperworks.papers._generation import (
     adamw,
     default_channels,
     framed,
-    framed_at_random,
+    framed_copies,
     kept_tensors,
     labels_of,
     load_part,
@@ -250,8 +250,8 @@ def train_pair(config: CompareTokensConfig, run: Run, tokens_from: str, name: st
 def token_set(config: CompareTokensConfig, run: Run, name: str, tokenizer: Any) -> TensorSet:
     def make() -> dict[str, Tensor]:
         source = open_split(config.data, "train", channels=config.channels)
-        copies = [framed_at_random(source, config.image_size, config.seed + 1 + copy) for copy in range(config.copies)]
-        return tokenize(tokenizer, torch.cat(copies), labels_of(source).repeat(config.copies)).columns
+        images = framed_copies(source, config.image_size, config.copies, config.seed)
+        return tokenize(tokenizer, images, images.labels).columns
 
     return kept_tensors(run.stage_folder(f"tokenizer {name}") / "tokens.safetensors", make)
 

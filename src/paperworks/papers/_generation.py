@@ -116,6 +116,12 @@ def framed_batches(source: ImageSource, size: int) -> FramedImages:
     return FramedImages(Transformed(source, framing(source, size, random=False), seed=0))
 
 
+def framed_copies(source: ImageSource, size: int, copies: int, seed: int) -> FramedImages:
+    """Every image so many times, each time framed at random, but not all of them at once."""
+    frame = framing(source, size, random=True)
+    return FramedImages(*(Transformed(source, frame, seed=seed + 1 + copy) for copy in range(copies)))
+
+
 def framed(source: ImageSource, size: int, limit: int | None = None) -> Tensor:
     """Images [N, C, size, size] in [0, 1], without randomness."""
     return _stacked(source, framing(source, size, random=False), 0, min(len(source), limit or len(source)))

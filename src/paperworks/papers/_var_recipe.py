@@ -16,13 +16,13 @@ from paperworks.objectives.token_prediction import TokenPrediction
 from paperworks.objectives.tokenizer_training import TokenizerTraining
 from paperworks.paper import Run
 from paperworks.papers._generation import (
+    FramedImages,
     Perceptual,
     TensorSet,
     adamw,
     class_names,
-    framed_at_random,
+    framed_copies,
     kept_tensors,
-    labels_of,
     load_part,
     open_split,
     perceptual_loss,
@@ -151,7 +151,7 @@ def train_tokenizer(config: VARConfig, run: Run) -> Mapping[str, Any]:
 
 
 @torch.inference_mode()
-def tokenize(tokenizer: MultiScaleVQVAE, images: Tensor, labels: Tensor, batch_size: int = 200) -> TensorSet:
+def tokenize(tokenizer: MultiScaleVQVAE, images: Tensor | FramedImages, labels: Tensor, batch_size: int = 200) -> TensorSet:
     """Images [N, C, H, W] in [0, 1] as token maps."""
     tokens, inputs = [], []
     for batch in images.split(batch_size):
@@ -166,8 +166,8 @@ def training_tokens(config: VARConfig, run: Run, tokenizer: MultiScaleVQVAE) -> 
 
     def make() -> dict[str, Tensor]:
         source = open_split(config.data, "train", channels=config.channels, strict=config.strict)
-        copies = [framed_at_random(source, config.image_size, config.seed + 1 + copy) for copy in range(config.copies)]
-        return tokenize(tokenizer, torch.cat(copies), labels_of(source).repeat(config.copies)).columns
+        images = framed_copies(source, config.image_size, config.copies, config.seed)
+        return tokenize(tokenizer, images, images.labels).columns
 
     return kept_tensors(run.stage_folder("transformer") / "tokens.safetensors", make)
 

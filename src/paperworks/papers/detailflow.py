@@ -269,6 +269,7 @@ def imagenet256(data: str = "imagenet", tokens: int = 128, seed: int = 0) -> Rec
         image_size=256,
         channels=3,
         copies=2,
+        flip=True,
         seed=seed,
         tokenizer=TokenizerConfig(16, tokens, 8, (1152, 12, 16, 4304), (768, 12, 12, 3072), 8192, 8),
         generator=GeneratorConfig(1024, 24, 16, 256, 0.1),

@@ -72,7 +72,7 @@ def laptop(
     """
     patch = 4 if sizes and sizes[0] <= 48 else 8
     sizes = check_sizes(sizes, patch)
-    _check_weight(consistency)
+    _check_weight(consistency, sizes)
     steps = steps or (1200 if data in DIGITS else 2500)
     schedule = ScheduleConfig("cosine", warmup=0.08)
     # a step: 5 GFLOP for 32 images at three sizes, 9 for the ViT's 96 at one
@@ -109,7 +109,7 @@ def published(
     """
     check_variant(variant, ENTRIES)
     sizes = check_sizes(sizes, 16)
-    _check_weight(consistency)
+    _check_weight(consistency, sizes)
     batch, base = 1024, variant == "resformer_base_patch16"
     epochs, warmup, lr = (200, 20, 8e-4) if base else (300, 5, 5e-4)
     lr *= batch / 512
@@ -131,9 +131,11 @@ def published(
     return Recipe(config, _stages(sizes, consistency))
 
 
-def _check_weight(consistency: float) -> None:
+def _check_weight(consistency: float, sizes: tuple[int, ...]) -> None:
     if consistency < 0:
         raise InputError(f"consistency {consistency}: a weight of 0 or more")
+    if consistency and len(sizes) == 1:
+        raise InputError("consistency compares two sizes and there is one: give more sizes, or --consistency 0")
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------------

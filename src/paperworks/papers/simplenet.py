@@ -16,9 +16,10 @@ from torch import nn
 from paperworks.backbones.cifar import CifarResNet, CifarVGG
 from paperworks.backbones.registry import create
 from paperworks.backbones.simplenet import ENTRIES, POOL, SimpleNet
+from paperworks.errors import InputError
 from paperworks.paper import Bench, Measured, Recipe, at_least, equals
 from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
-from paperworks.papers._recognition import recognition_paper, small_images, stages
+from paperworks.papers._recognition import check_variant, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import Budget, all_trained, giga_macs, lead, millions
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -64,6 +65,9 @@ def published(variant: str = "simplenet_cifar_5m", data: str = "cifar10", seed: 
         data: CIFAR-10 by name, or labelled images of 32 pixels
         seed: of initial weights, order and augmentation
     """
+    check_variant(variant, ENTRIES)
+    if "_cifar_" not in variant:
+        raise InputError(f"{variant} is an ImageNet network, whose training is not published: take a simplenet_cifar_ one")
     steps_per_epoch = 500
     steps = 540 * steps_per_epoch
     milestones = tuple(epoch / 540 for epoch in (100, 190, 306, 390, 440))

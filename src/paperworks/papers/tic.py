@@ -228,7 +228,7 @@ def one_operator(bench: Bench) -> Measured:
         generator = torch.Generator().manual_seed(0)
         given = [torch.randn(4, channels, 11, 9, generator=generator, requires_grad=True) for _ in range(3)]
         found = []
-        for work in (_ours, unfolded):
+        for work in (shifted_views, unfolded):
             out = work(given[0], given[1], given[2], kernel, dilation)
             parts = [out, *torch.autograd.grad(out.square().sum(), given)]
             found.append([part.detach() for part in parts])
@@ -236,7 +236,7 @@ def one_operator(bench: Bench) -> Measured:
     return Measured(max(errors.values()), "any", f"worst of {', '.join(forms)}", numbers=errors)
 
 
-def _ours(query: Tensor, key: Tensor, value: Tensor, kernel: Pair, dilation: int) -> Tensor:
+def shifted_views(query: Tensor, key: Tensor, value: Tensor, kernel: Pair, dilation: int) -> Tensor:
     return window_mix(window_scores(query, key, kernel, dilation).softmax(1), value, kernel, dilation)
 
 
