@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
 
 from paperworks.analysis.pareto import Point
 from paperworks.errors import InputError
@@ -36,6 +37,7 @@ def test_a_line_per_family() -> None:
     some = [Candidate("a", "a1 @ 1", 1, 70.0), Candidate("a", "a2 @ 1", 1, 80.0), Candidate("b", "b1 @ 1", 1, 75.0)]
     figure = picture(some, {each.name: Point(each.top1, each.top1 / 100, each.name) for each in some})
     assert len(figure.axes[0].lines) == 2
+    pyplot.close(figure)
 
 
 def test_nothing_to_time_is_an_error() -> None:
