@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from paperworks.analysis.metrics import frechet_distance
 from paperworks.analysis.timing import alternate
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws
@@ -27,6 +28,7 @@ from paperworks.layers.block_causal import block_causal_mask, block_diagonal_att
 from paperworks.objectives.scale_training import ScaleTraining
 from paperworks.paper import Bench, Measured, Recipe, Run, write_json
 from paperworks.papers._generation import framed, labels_of, open_split
+from paperworks.papers._generation_report import Judge, in_batches
 from paperworks.papers._hmar_recipe import schedules as three
 from paperworks.papers._token_recipe import Kit, tokenize, training_tokens
 from paperworks.tokenizers.multi_scale_quantizer import MultiScaleVQ
@@ -198,6 +200,32 @@ def _held_out(bench: Bench, config: Any, name: str, seed: int, data: Any, held_o
         loss = float(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
     write_json(path, loss)
     return loss
+
+
+def refinement(bench: Bench, kit: Kit, config: Any) -> Measured:
+    """Frechet distance of one network's images with the two largest maps refined, over that with every map drawn at once."""
+    run = _run(bench, kit, config)
+    config, tokenizer, model = run.config(type(config)), kit.tokenizer_of(run), kit.generator_of(run)
+    judge = Judge.of(config.data, bench.folder / "judge")
+    real = judge.features(framed(open_split(config.data, "test", channels=config.channels), config.image_size, 1000))
+    found = three(model.patch_nums)
+    plans = {"one step": found["one step"], "refined": [*found["one step"][:-2], *found["more"][-2:]]}
+    labels = torch.arange(1000) % model.num_classes
+    table: dict[str, list[float]] = {name: [] for name in plans}
+    for seed in bench.seeds:
+        for name, plan in plans.items():
+
+            def make(some: Tensor, first: int, seed: int = seed, plan: Any = plan) -> Tensor:
+                draws = Draws.seeded(seed, len(some), first)
+                made = sample(model, tokenizer.quantize, some, draws, guidance=1.0, top_p=0.96, schedule=plan)
+                return tokenizer.decode_features(made.features)
+
+            table[name].append(frechet_distance(real, judge.features(in_batches(make, labels))))
+        bench.say(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.2f}" for name, values in table.items()))
+    ratios = [refined / plain for refined, plain in zip(table["refined"], table["one step"])]
+    words = "; ".join(f"{name}, {sum(map(len, plan))} passes: {mean(table[name]):.2f}" for name, plan in plans.items())
+    scale = "the digits' network, 1000 images a seed"
+    return Measured(mean(ratios), scale, f"Frechet distance {words}", ratios, list(bench.seeds), table)
 
 
 def three_schedules(bench: Bench, kit: Kit, config: Any) -> Measured:

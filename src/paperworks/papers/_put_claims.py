@@ -216,4 +216,7 @@ def larger_holes(bench: Bench) -> Measured:
 
 
 def _scale() -> str:
-    return f"32-pixel crops of photos, one codec, 6 x 192 transformers, {STEPS['transformer']} steps on each side"
+    part = PUTConfig().transformer
+    return (
+        f"32-pixel crops of photos, one codec, {part.layers} x {part.dim} transformers, {STEPS['transformer']} steps each side"
+    )

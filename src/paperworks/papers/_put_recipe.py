@@ -79,9 +79,9 @@ class CodecLossConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    dim: int = 192
-    layers: int = 6
-    heads: int = 3
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
     mask_embedding: bool = False
     """a learned vector for the hole (2024)"""
     drop_path: float = 0.0
@@ -118,9 +118,9 @@ class PUTConfig:
     codec_training: TrainConfig = field(default_factory=lambda: tokenizer_training(500, 32, 2e-3))
     transformer: TransformerConfig = TransformerConfig()
     transformer_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(450, 32, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99)
+        default_factory=lambda: TrainConfig(780, 32, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99)
     )
-    filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=50))
+    filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=10))
     held_out: int = 100
     """crops that are measured"""
 

@@ -180,8 +180,8 @@ def laptop(data: str = "default", depth: int = 4, seed: int = 0) -> Recipe:
         seed=seed,
         tokenizer=TokenizerConfig(depth),
         judge=JudgeConfig(adversarial_weight=0.3, adversarial_start=0.7),
-        tokenizer_training=tokenizer_training(800, 32, 2e-3),
-        generator_training=TrainConfig(800, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        tokenizer_training=tokenizer_training(560, 32, 2e-3),
+        generator_training=TrainConfig(560, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=0.5, top_p=0.95),
         guide_means=False,
     )
