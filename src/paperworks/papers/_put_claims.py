@@ -217,6 +217,4 @@ def larger_holes(bench: Bench) -> Measured:
 
 def _scale() -> str:
     part = PUTConfig().transformer
-    return (
-        f"32-pixel crops of photos, one codec, {part.layers} x {part.dim} transformers, {STEPS['transformer']} steps each side"
-    )
+    return f"32-pixel crops of photos, one codec, {part.layers} x {part.dim} transformers, {STEPS['transformer']} steps a side"
