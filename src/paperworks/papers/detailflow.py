@@ -31,6 +31,7 @@ from paperworks.papers._generation import (
     default_channels,
     framed,
     open_test,
+    shows_photos,
     tokenizer_training,
 )
 from paperworks.papers._generation_report import chosen_labels, in_batches, spread_over
@@ -237,6 +238,7 @@ def laptop(data: str = "default", correction: bool = True, seed: int = 0) -> Rec
     config = DetailConfig(
         data=data,
         channels=default_channels(data),
+        flip=shows_photos(data),
         seed=seed,
         correction=0.3 if correction else 0.0,
         quantize_from=0.5,

@@ -22,7 +22,7 @@ from paperworks.layers.block_causal import block_diagonal_attention
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Variant, at_least, at_most, equals
 from paperworks.papers import _hmar_claims as measure
 from paperworks.papers import card
-from paperworks.papers._generation import adamw, default_channels, tokenizer_training
+from paperworks.papers._generation import adamw, default_channels, shows_photos, tokenizer_training
 from paperworks.papers._generation_report import chosen_labels, edited_picture
 from paperworks.papers._hmar_recipe import (
     GeneratorConfig,
@@ -75,6 +75,7 @@ def laptop(data: str = "default", seed: int = 0) -> Recipe:
     config = HMARConfig(
         data=data,
         channels=default_channels(data),
+        flip=shows_photos(data),
         seed=seed,
         judge=JudgeConfig(adversarial_weight=0.5, adversarial_start=0.6),
         tokenizer_training=tokenizer_training(600, 32, 2e-3),

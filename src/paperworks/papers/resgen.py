@@ -25,7 +25,15 @@ from paperworks.papers import _resgen_baseline as baseline
 from paperworks.papers import _resgen_bound as bound
 from paperworks.papers import _resgen_claims as measure
 from paperworks.papers import card
-from paperworks.papers._generation import TensorSet, adamw, default_channels, framed, open_test, tokenizer_training
+from paperworks.papers._generation import (
+    TensorSet,
+    adamw,
+    default_channels,
+    framed,
+    open_test,
+    shows_photos,
+    tokenizer_training,
+)
 from paperworks.papers._generation_report import spread_over
 from paperworks.papers._token_recipe import JudgeConfig, Kit, SampleConfig, TokenConfig, add_verbs, as_maps
 from paperworks.reporting import Report
@@ -177,6 +185,7 @@ def laptop(data: str = "default", depth: int = 4, seed: int = 0) -> Recipe:
     config = ResGenConfig(
         data=data,
         channels=default_channels(data),
+        flip=shows_photos(data),
         seed=seed,
         tokenizer=TokenizerConfig(depth),
         judge=JudgeConfig(adversarial_weight=0.3, adversarial_start=0.7),

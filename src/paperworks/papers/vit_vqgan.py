@@ -27,7 +27,7 @@ from paperworks.objectives.logit_laplace import LogitLaplaceTraining
 from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Variant, at_least, at_most, equals
 from paperworks.papers import _vit_vqgan_claims as measure
 from paperworks.papers import card
-from paperworks.papers._generation import adamw, default_channels, tokenizer_training
+from paperworks.papers._generation import adamw, default_channels, shows_photos, tokenizer_training
 from paperworks.papers._generation_report import Judge, chosen_labels
 from paperworks.papers._token_recipe import JudgeConfig, Kit, SampleConfig, TokenConfig, add_verbs, make_images
 from paperworks.reporting import save_grid
@@ -229,6 +229,7 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
         data=data,
         image_size=image_size,
         channels=default_channels(data),
+        flip=shows_photos(data),
         seed=seed,
         judge=JudgeConfig(adversarial_weight=0.2, adversarial_start=0.7),
         tokenizer_training=replace(tokenizer_training(1000, 32, 1.5e-3), channels_last=False),

@@ -33,6 +33,7 @@ from paperworks.papers._generation import (
     kept_tensors,
     labels_of,
     open_split,
+    shows_photos,
     tokenizer_training,
 )
 from paperworks.papers._generation_report import evenly
@@ -226,6 +227,7 @@ def laptop(data: str = "default", kind: Kind = "projected", image_size: Literal[
         data=data,
         image_size=image_size,
         channels=default_channels(data),
+        flip=shows_photos(data),
         seed=seed,
         tokenizer=TokenizerConfig(kind=kind),
         judge=JudgeConfig(perceptual, adversarial_weight=0.2, adversarial_start=0.7, codebook_weight=1.0),

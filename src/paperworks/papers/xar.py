@@ -19,7 +19,7 @@ from paperworks.paper import Bench, Measured, Paper, Recipe, Run, Variant, equal
 from paperworks.papers import _xar_claims as measure
 from paperworks.papers import _xar_training_claims as trained_claims
 from paperworks.papers import card
-from paperworks.papers._generation import default_channels, open_test, tokenizer_training
+from paperworks.papers._generation import default_channels, open_test, shows_photos, tokenizer_training
 from paperworks.papers._generation_report import chosen_labels
 from paperworks.papers._token_recipe import JudgeConfig
 from paperworks.papers._xar_recipe import (
@@ -58,7 +58,13 @@ def laptop(data: str = "default", entity: EntityKind = "cell", seed: int = 0) ->
         seed: of initial weights, data order and sampling
     """
     size = 4 if entity == "scale" else 2
-    config = XARConfig(data=data, channels=default_channels(data), seed=seed, flow=FlowConfig(entity=entity, entity_size=size))
+    config = XARConfig(
+        data=data,
+        channels=default_channels(data),
+        flip=shows_photos(data),
+        seed=seed,
+        flow=FlowConfig(entity=entity, entity_size=size),
+    )
     return Recipe(config, STAGES)
 
 
