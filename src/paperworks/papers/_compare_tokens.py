@@ -305,12 +305,15 @@ def write_report(config: CompareTokensConfig, run: Run) -> Mapping[str, Any]:
     columns = torch.arange(min(10, len(classes)))
     kept: list[list[Any]] = []
     pairs: dict[str, dict[str, Any]] = {}
-    rebuilt_rows = {"held-out image": images[:10]}
+    some = (
+        torch.linspace(0, len(images) - 1, min(10, len(images))).round().long()
+    )  # of all classes, also where they are in order
+    rebuilt_rows = {"held-out image": images[some]}
     pictures: dict[str, dict[str, Tensor]] = {}
     for name in tokenizers:
         tokenizer = tokenizer_of(run, name)
         rebuilt, usage = reconstruct(tokenizer, images)
-        rebuilt_rows[name] = rebuilt[:10]
+        rebuilt_rows[name] = rebuilt[some]
         numbers = reconstruction_numbers(images, rebuilt, usage)
         spec = tokenizer.spec
         kept.append(
