@@ -305,9 +305,7 @@ def write_report(config: CompareTokensConfig, run: Run) -> Mapping[str, Any]:
     columns = torch.arange(min(10, len(classes)))
     kept: list[list[Any]] = []
     pairs: dict[str, dict[str, Any]] = {}
-    some = (
-        torch.linspace(0, len(images) - 1, min(10, len(images))).round().long()
-    )  # of all classes, also where they are in order
+    some = torch.linspace(0, len(images) - 1, min(10, len(images))).round().long()  # of all classes, in whatever order
     rebuilt_rows = {"held-out image": images[some]}
     pictures: dict[str, dict[str, Tensor]] = {}
     for name in tokenizers:
