@@ -28,6 +28,7 @@ from paperworks.papers._classification import (
     train,
 )
 from paperworks.reporting import Report
+from paperworks.reporting.labels import label_points
 from paperworks.reporting.style import styled
 from paperworks.training import read_metrics
 
@@ -179,14 +180,23 @@ def table_rows(found: Mapping[str, Mapping[str, Any]], front: set[str]) -> list[
 
 
 def pareto_figure(points: list[Point]) -> Any:
-    front = pareto_front(points)
+    """Errors on a logarithmic axis, the best at the top: among good networks a point of accuracy is much."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    places = {point.name: (point.cost, max(100 * (1 - point.accuracy), 0.05)) for point in points}
     with styled() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(5.6, 3.6))
-        axes.plot([point.cost for point in front], [100 * point.accuracy for point in front], alpha=0.5)
-        axes.scatter([point.cost for point in points], [100 * point.accuracy for point in points], s=18)
-        for point in points:
-            axes.annotate(point.name, (point.cost, 100 * point.accuracy), xytext=(4, 3), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="ms for 8 images, prepared for inference", ylabel="top-1 (%)", xscale="log")
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
+        front = [places[point.name] for point in pareto_front(points)]
+        axes.plot(*zip(*front), alpha=0.5)
+        axes.scatter(*zip(*places.values()), s=18)
+        axes.set(xlabel="ms for 8 images, prepared for inference", ylabel="test error (%)", xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+        axes.margins(x=0.12, y=0.08)
+        axes.invert_yaxis()
+        label_points(axes, places)
     return figure
 
 
