@@ -32,16 +32,16 @@ def label_points(axes: Any, places: Mapping[str, tuple[float, float]], fontsize:
             if best is None or hits < best[0]:
                 best = (hits, side, sign * distance, box)
         assert best is not None
-        _, side, height_above, box = best
+        _, beside, above, box = best
         taken.append(box)
-        moved = abs(height_above) > DISTANCES[0]
+        moved = abs(above) > DISTANCES[0]
         axes.annotate(
             name,
             places[name],
-            xytext=(5 * side, height_above),
+            xytext=(5 * beside, above),
             textcoords="offset points",
             fontsize=fontsize,
-            ha="left" if side == 1 else "right",
+            ha="left" if beside > 0 else "right",
             va="center",
             arrowprops={"arrowstyle": "-", "color": "#8a8a94", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2} if moved else None,
         )
