@@ -127,7 +127,7 @@ def make_table(config: LCConfig, source: ImageSource, network: Any) -> Tensor:
     centres, some = [], []
     for number in classes:
         own = source.subset((labels == number).nonzero()[:, 0])
-        few = evenly(own, 3 * share)  # 48 vectors a code are enough to find centres of
+        few = evenly(own, share)  # 16 vectors a code are enough to find centres of
         vectors = patch_vectors(network, framed_batches(few, config.image_size))
         centres.append(class_wise_centres([vectors], share, config.seed + int(number)))
         some.append(vectors[: 2 * share])
@@ -231,7 +231,7 @@ def laptop(data: str = "default", kind: Kind = "projected", image_size: Literal[
         seed=seed,
         tokenizer=TokenizerConfig(kind=kind),
         judge=JudgeConfig(perceptual, adversarial_weight=0.2, adversarial_start=0.7, codebook_weight=1.0),
-        tokenizer_training=tokenizer_training(900, 32, 2e-3),
+        tokenizer_training=tokenizer_training(650, 32, 1e-3),  # at twice the rate the encoder's vectors can become one
         generator_training=TrainConfig(1000, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=0.5, top_p=0.96),
     )
