@@ -232,7 +232,7 @@ def laptop(data: str = "default", kind: Kind = "projected", image_size: Literal[
         tokenizer=TokenizerConfig(kind=kind),
         judge=JudgeConfig(perceptual, adversarial_weight=0.2, adversarial_start=0.7, codebook_weight=1.0),
         tokenizer_training=tokenizer_training(650, 32, 1e-3),  # at twice the rate the encoder's vectors can become one
-        generator_training=TrainConfig(1000, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        generator_training=TrainConfig(860, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=0.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)
