@@ -39,6 +39,7 @@ def test_networks_side_by_side(tmp_path, capsys):
     table = (tmp_path / "run" / "table.md").read_text()
     assert table.count("\n| simplenet") + table.count("\n| vovnet") == 2
     assert "Accuracy against time" in (tmp_path / "run" / "report.html").read_text()
+    assert Run.load(tmp_path / "run").record["command"].endswith("--budget 1s --networks simplenet vovnet")
     assert main(words) == 0  # nothing is done again
 
 

@@ -67,6 +67,11 @@ def compare(
         recipe = build_networks(data, time, networks, seed)
     folder = out or Path("runs") / f"compare-{task}"
     words = ["paperworks", "compare", "--task", task, "--data", data, "--budget", budget]
+    given = {"networks": networks, "tokenizers": tokenizers, "generators": generators}
+    given |= {"image": (image,) if image else (), "mask": (mask,) if mask else (), "seed": (str(seed),) if seed else ()}
+    for name, values in given.items():
+        if values:
+            words += [f"--{name}", *values]
     run = Run.open(folder, slug="compare", recipe=task, arguments={}, config=recipe.config, command=shlex.join(words))
     run.execute(recipe, say=output.line if first_process() else lambda _: None)
     output.line(output.report_line(folder))

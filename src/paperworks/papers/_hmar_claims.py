@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
@@ -20,7 +21,7 @@ from paperworks.analysis.timing import alternate
 from paperworks.errors import InputError
 from paperworks.generators.draws import Draws
 from paperworks.generators.masked_scale import MaskedScaleTransformer
-from paperworks.generators.masked_scale_sampling import inpaint, sample
+from paperworks.generators.masked_scale_sampling import Schedule, inpaint, sample
 from paperworks.generators.next_scale import SCALES_256, SCALES_512, SCALES_1024, NextScaleTransformer
 from paperworks.generators.next_scale_sampling import image_keep_mask, keep_masks
 from paperworks.generators.next_scale_sampling import sample as sample_var
@@ -211,16 +212,17 @@ def refinement(bench: Bench, kit: Kit, config: Any) -> Measured:
     found = three(model.patch_nums)
     plans = {"one step": found["one step"], "refined": [*found["one step"][:-2], *found["more"][-2:]]}
     labels = torch.arange(1000) % model.num_classes
+
+    def make(plan: Schedule, seed: int, some: Tensor, first: int) -> Tensor:
+        draws = Draws.seeded(seed, len(some), first)
+        made = sample(model, tokenizer.quantize, some, draws, guidance=1.0, top_p=0.96, schedule=plan)
+        return tokenizer.decode_features(made.features)
+
     table: dict[str, list[float]] = {name: [] for name in plans}
     for seed in bench.seeds:
         for name, plan in plans.items():
-
-            def make(some: Tensor, first: int, seed: int = seed, plan: Any = plan) -> Tensor:
-                draws = Draws.seeded(seed, len(some), first)
-                made = sample(model, tokenizer.quantize, some, draws, guidance=1.0, top_p=0.96, schedule=plan)
-                return tokenizer.decode_features(made.features)
-
-            table[name].append(frechet_distance(real, judge.features(in_batches(make, labels))))
+            images = in_batches(partial(make, plan, seed), labels)
+            table[name].append(frechet_distance(real, judge.features(images)))
         bench.say(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.2f}" for name, values in table.items()))
     ratios = [refined / plain for refined, plain in zip(table["refined"], table["one step"])]
     words = "; ".join(f"{name}, {sum(map(len, plan))} passes: {mean(table[name]):.2f}" for name, plan in plans.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +116,37 @@ def render(cards: Mapping[str, Card], built: Any = None) -> str:
         "a yes or no, *direction* is measured at laptop scale with several seeds, of *cluster* rows at best the direction was",
         "checked here: the paper's own number was not. Seeds and spread are shown as median (lowest to highest).",
     ]
-    parity, planned = load_parity(), []
-    for slug, card in cards.items():
-        if has_code(slug):
-            lines += ["", *_paper(card, load(slug), parity.get(slug))]
-        else:
-            planned.append(card)
+    parity = load_parity()
+    coded = {slug: card for slug, card in cards.items() if has_code(slug)}
+    planned = [card for slug, card in cards.items() if slug not in coded]
+    lines += ["", *_overview(coded, parity)]
+    for slug, card in coded.items():
+        lines += ["", *_paper(card, load(slug), parity.get(slug))]
     lines += ["", *_benchmarks(load_benchmarks())]
     lines += ["", "## Planned", "", "Cards without code yet, with the number of claims of their abstracts:", ""]
     lines.append(", ".join(f"{card.slug} ({len(card.claims)})" for card in planned) + ".")
     return "\n".join(lines) + "\n"
+
+
+def _overview(cards: Mapping[str, Card], parity: Mapping[str, Any]) -> list[str]:
+    """A row per paper, its claims by id."""
+    lines = ["| paper | parity | run | claims that hold | that do not | not measured yet |", "|---|---|---|---|---|---|"]
+    for slug, card in cards.items():
+        stored, cases = load(slug), parity.get(slug, {})
+        claims, run = stored.get("claims", {}), stored.get("run")
+        hold = [id for id, record in claims.items() if record["verdict"] in HELD]
+        columns = (
+            f"{sum(case['passed'] for case in cases.values())} of {len(cases)}" if cases else "",
+            f"{sum(run['seconds'].values()) / 60:.1f} min" if run else "",
+            *map(_ids, (hold, set(claims).difference(hold), {text.id for text in card.claims}.difference(claims))),
+        )
+        lines.append(f"| {slug} | {' | '.join(columns)} |")
+    return lines
+
+
+def _ids(found: Collection[str]) -> str:
+    """c2 before c10."""
+    return ", ".join(sorted(found, key=lambda id: (len(id), id)))
 
 
 def _paper(card: Card, stored: dict[str, Any], parity: Any) -> list[str]:
