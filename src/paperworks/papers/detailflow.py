@@ -78,7 +78,7 @@ class DetailConfig(TokenConfig):
     """share of the tokenizer's training after which features are quantised"""
     global_weight: float = 0.0
     """of turning the first token towards a frozen network's features of the image"""
-    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(820, 64, 1e-3))
+    tokenizer_training: TrainConfig = field(default_factory=lambda: tokenizer_training(670, 64, 1e-3))
 
 
 def build_tokenizer(config: DetailConfig) -> DetailFlow:
@@ -243,7 +243,7 @@ def laptop(data: str = "default", correction: bool = True, seed: int = 0) -> Rec
         correction=0.3 if correction else 0.0,
         quantize_from=0.5,
         judge=JudgeConfig("pyramid", adversarial_weight=0.1, adversarial_start=0.85),
-        generator_training=TrainConfig(310, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        generator_training=TrainConfig(400, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=1.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)
