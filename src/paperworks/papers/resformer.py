@@ -67,13 +67,13 @@ def laptop(
         data: digits by default; a folder with a sub-folder per class, a parquet file or a name
         sizes: pixels of training, the largest first; the plain ViT is trained at the largest
         consistency: weight of the loss between neighbouring sizes; 0 for none
-        steps: of training; 1100 for the digits, 2500 for other data
+        steps: of training; 1000 for the digits, 2500 for other data
         seed: of initial weights, order and augmentation
     """
     patch = 4 if sizes and sizes[0] <= 48 else 8
     sizes = check_sizes(sizes, patch)
     _check_weight(consistency, sizes)
-    steps = steps or (1100 if data in DIGITS else 2500)
+    steps = steps or (1000 if data in DIGITS else 2500)
     schedule = ScheduleConfig("cosine", warmup=0.08)
     # a step: 5 GFLOP for 32 images at three sizes, 9 for the ViT's 96 at one
     optimizer = OptimizerConfig("adamw", lr=4e-3, weight_decay=0.05, schedule=schedule)

@@ -232,8 +232,8 @@ def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 
         flip=shows_photos(data),
         seed=seed,
         judge=JudgeConfig(adversarial_weight=0.2, adversarial_start=0.7),
-        tokenizer_training=replace(tokenizer_training(850, 32, 1.5e-3), channels_last=False),
-        generator_training=TrainConfig(480, 64, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99),
+        tokenizer_training=replace(tokenizer_training(720, 32, 1.5e-3), channels_last=False),
+        generator_training=TrainConfig(420, 64, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=0.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)
