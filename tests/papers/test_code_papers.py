@@ -118,7 +118,7 @@ def test_a_code_book_has_an_equal_share_of_patches_of_each_class(codes, counts):
     table = make_table(config, pictures(counts), network)
     assert table.shape == (codes, vqgan_lc.TABLE_WIDTH) and table.isfinite().all()
     share = -(-codes // len(counts))
-    assert sum(network.seen) == sum(min(count, 3 * share) for count in counts) and max(network.seen) <= 64
+    assert sum(network.seen) == sum(min(count, share) for count in counts) and max(network.seen) <= 64
     if min(counts) * 16 >= share:
         assert len(table.unique(dim=0)) == codes
     assert torch.equal(make_table(config, pictures(counts), Wide()), table)
