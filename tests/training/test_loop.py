@@ -144,6 +144,15 @@ class Convolutions(Objective):
         return Losses.mean(nn.functional.cross_entropy(self.net(batch["image"]), batch["label"]), len(batch["label"]))
 
 
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_trains_where_the_caller_has_turned_gradients_off(tmp_path: Path, quiet: Any) -> None:
+    alone, within = Classify(), Classify()
+    fit(alone, Pictures(), config(3), tmp_path / "alone", label="")
+    with quiet():
+        fit(within, Pictures(), config(3), tmp_path / "within", label="")
+    assert equal(alone, within) and not equal(alone, Classify())
+
+
 def test_channels_last_and_resume(tmp_path: Path) -> None:
     plain = fit(Convolutions(), Pictures(), config(4), tmp_path / "plain", label="")
     settings = config(4, channels_last=True, checkpoint_every=2, keep=9)

@@ -24,6 +24,7 @@ from paperworks.layers.mamba2 import Mamba2
 from paperworks.layers.mlp import make_classifier
 from paperworks.layers.positions import resized_positions
 from paperworks.layers.pretrained import load_official
+from paperworks.layers.stretches import by_stretches
 from paperworks.layers.transformer import GatedFeedForward
 from paperworks.layers.windows import exporting
 
@@ -65,6 +66,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, flip: bool = False) -> Tensor:
         x = x + self.drop_path(mixed(self.mixer, self.norm(x), flip))
+        # paths are dropped for an image, not for a stretch of it
+        return self._mlp(x) if self.training else by_stretches(self._mlp, x, self.mlp.fc1.out_features)
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm_mlp(x)))
 
     def for_inference(self, plan: Plan) -> nn.Module:
@@ -93,14 +98,22 @@ class FusedBlock(nn.Module):
         plan.note("Mamba-2 block as four packed products, gains of norms folded, activations and residuals in place")
 
     def forward(self, x: Tensor, flip: bool = False) -> Tensor:
-        shape, dim = x.shape, x.shape[2:]
+        dim = x.shape[2:]
         x = mixed(self._mix, F.rms_norm(x, dim, eps=EPS), flip).add_(x)  # type: ignore[arg-type]
-        gate, hidden = self.into(F.rms_norm(x, dim, eps=EPS).view(-1, *dim)).chunk(2, -1)
-        return self.out(F.silu(gate).mul_(hidden)).add_(x.reshape(-1, *dim)).view(shape)
+        return by_stretches(self._mlp, x, 2 * self.out.weight.shape[1])
 
     def _mix(self, h: Tensor) -> Tensor:
-        projected = self.mixer.in_proj(h.view(-1, h.shape[2])).view(*h.shape[:2], -1)
-        return self.mixer.out_proj(self.mixer.norm(self.mixer.mix(projected)).flatten(0, 1)).view(h.shape)
+        mixer = self.mixer
+        return mixer.between(
+            h,
+            lambda part: mixer.in_proj(part.reshape(-1, part.shape[2])).view(*part.shape[:2], -1),
+            lambda gated: mixer.out_proj(mixer.norm(gated).flatten(0, 1)).view(*gated.shape[:2], -1),
+        )
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[2])
+        gate, hidden = self.into(F.rms_norm(rows, rows.shape[1:], eps=EPS)).chunk(2, -1)
+        return self.out(F.silu(gate).mul_(hidden)).add_(rows).view(x.shape)
 
 
 def _after_gain(norm: nn.Module, layers: Sequence[nn.Linear], plan: Plan) -> PackedLinear:

@@ -6,13 +6,18 @@ Names of parameters are those of state-spaces/mamba.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.errors import InputError
-from paperworks.layers.ssd_scan import ssd_scan
+from paperworks.layers.ssd_scan import ssd_scan_from
+from paperworks.layers.stretches import by_stretches
+
+Memory = tuple[Tensor, Tensor]
+"""the last inputs of the convolution [N, width - 1, channels], and the state of the scan"""
 
 
 class CausalConv1d(nn.Conv1d):
@@ -21,12 +26,16 @@ class CausalConv1d(nn.Conv1d):
     def __init__(self, channels: int, width: int = 4):
         super().__init__(channels, channels, width, groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """earlier: [N, width - 1, C], the tokens before x where x goes on with a sequence."""
+        length, before = x.shape[1], self.kernel_size[0] - 1
+        x = x if earlier is None else torch.cat((earlier, x), 1)
         # tokens in a row are a channels-last map of one line, for which there is a quick kernel
         line = x.transpose(1, 2)[:, :, None]
-        before = self.kernel_size[0] - 1
-        y = F.conv2d(line, self.weight[:, :, None], self.bias, padding=(0, before), groups=self.groups)
-        return y[:, :, 0, : x.shape[1]].transpose(1, 2)
+        y = F.conv2d(
+            line, self.weight[:, :, None], self.bias, padding=(0, before if earlier is None else 0), groups=self.groups
+        )
+        return y[:, :, 0, :length].transpose(1, 2)
 
 
 class Mamba2(nn.Module):
@@ -56,15 +65,29 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(self.inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = self.mix(self.in_proj(x))
-        return self.out_proj(self.norm(gated.to(self.D.dtype)))  # not in autocast's half precision
+        # the norm is not in autocast's half precision
+        return self.between(x, self.in_proj, lambda gated: self.out_proj(self.norm(gated.to(self.D.dtype))))
 
-    def mix(self, projected: Tensor) -> Tensor:
-        """What lies between the products: [N, L, z | x | B | C | dt] -> gated [N, L, inner], not normed yet."""
+    def between(self, x: Tensor, enter: Callable[[Tensor], Tensor], leave: Callable[[Tensor], Tensor]) -> Tensor:
+        """leave(mix(enter(x))). A long sequence goes through in stretches, each with the state that the one before left."""
+        memory: Memory | None = None
+
+        def step(part: Tensor) -> Tensor:
+            nonlocal memory
+            gated, memory = self.mix(enter(part), memory)
+            return leave(gated)
+
+        return by_stretches(step, x, sum(self.split))
+
+    def mix(self, projected: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """What lies between the products: [N, L, z | x | B | C | dt] -> gated [N, L, inner], not normed yet, and what later
+        tokens have to know."""
         z, mixed, dt = projected.split(self.split, -1)
         learning = torch.is_grad_enabled()
-        x, B, C = F.silu(self.conv1d(mixed), inplace=not learning).split([self.inner, self.state, self.state], -1)
-        y = ssd_scan(
+        earlier, state = memory or (None, None)
+        x, B, C = F.silu(self.conv1d(mixed, earlier), inplace=not learning).split([self.inner, self.state, self.state], -1)
+        y, state = ssd_scan_from(
+            state,
             x.unflatten(2, (self.heads, self.head_dim)),
             dt,
             -torch.exp(self.A_log.float()),
@@ -73,5 +96,7 @@ class Mamba2(nn.Module):
             self.D,
             self.dt_bias,
             dt_softplus=True,
-        ).flatten(2)
-        return y * F.silu(z) if learning else y.mul_(F.silu(z))
+        )
+        y = y.flatten(2)
+        last = mixed[:, -(self.conv1d.kernel_size[0] - 1) :]
+        return y * F.silu(z) if learning else y.mul_(F.silu(z)), (last, state)

@@ -40,6 +40,25 @@ def ssd_scan(
     x: [batch, length, heads, headdim]. dt: [batch, length, heads]. A: [heads], not positive. B, C: [batch, length, groups,
     state], heads split evenly over the groups. D: [heads] or [heads, headdim]. dt_bias: [heads].
     """
+    return ssd_scan_from(None, x, dt, A, B, C, D, dt_bias, dt_softplus, chunk)[0]
+
+
+def ssd_scan_from(
+    state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """`ssd_scan` that goes on from the state an earlier call left (None: from nothing): y, and the state after the last token.
+
+    state: [batch, groups, state, heads of a group, headdim].
+    """
     if x.ndim != 4 or dt.shape != x.shape[:3] or B.ndim != 4 or B.shape != C.shape or B.shape[:2] != x.shape[:2]:
         raise InputError(
             "ssd_scan takes x [batch, length, heads, headdim], dt [batch, length, heads], "
@@ -52,10 +71,12 @@ def ssd_scan(
     if heads % groups or A.shape != (heads,):
         raise InputError(f"{heads} heads need A [{heads}] and a number of groups that divides them, not {groups}")
     with in_float32(x):
-        return _scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk).to(x.dtype)
+        y, state = _scan(state, x, dt, A, B, C, D, dt_bias, dt_softplus, chunk)
+        return y.to(x.dtype), state
 
 
 def _scan(
+    state: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -65,16 +86,15 @@ def _scan(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     length, heads = x.shape[1:3]
     step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     step = softplus(step) if dt_softplus else step
-    state: Tensor | None = None
     given = (x.float(), step, step * A.float(), B.float(), C.float())
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        y, _ = _chunks(*given, state, chunk)
+        y, state = _chunks(*given, state, chunk)
     elif torch.is_grad_enabled():
-        y, _ = _chunks(*given, state, min(chunk, length))
+        y, state = _chunks(*given, state, min(chunk, length))
     else:
         at_once = max(1, AT_ONCE // (x.shape[0] * heads * chunk * chunk)) * chunk
         y = torch.empty_like(given[0])
@@ -84,7 +104,8 @@ def _scan(
             y[:, part], state = _chunks(cut[0], cut[1], cut[2], cut[3], cut[4], state, chunk)
     if D is not None:
         y = torch.addcmul(y, given[0], D.float().view(heads, -1))
-    return y
+    assert state is not None
+    return y, state
 
 
 def _chunks(

@@ -50,7 +50,6 @@ def trained(bench: Bench, seed: int, context: ContextKind) -> tuple[NextEntityTr
     return best.model.eval(), losses
 
 
-@torch.no_grad()
 def continuous(bench: Bench) -> Measured:
     """Seeds on which the loss falls by a fifth and samples are finite and three times nearer to held-out digits than those of
     the untrained network; as a share of all seeds."""

@@ -106,7 +106,8 @@ def fit(
         checkpoint.write_identity(folder, {**identity, "computed_in": precision})
     processes.wait()
 
-    with untouched_randomness(device), _restored_flags(objective):
+    # whoever calls this to measure something may have turned gradients off
+    with torch.inference_mode(False), torch.enable_grad(), untouched_randomness(device), _restored_flags(objective):
         # --- what learns: freeze what no phase trains, wrap, build optimisers
         # A sharded module cannot be put together again in place, so sharding works on a copy.
         learner = copy.deepcopy(objective) if processes.sharded else objective
