@@ -1,4 +1,4 @@
-"""PUT end to end: crops of photos with holes, the patch codec, the un-quantised transformer."""
+"""PUT end to end: small images or crops of photos with holes, the patch codec, the un-quantised transformer."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from paperworks.papers._generation import (
     tokenizer_training,
     training_images,
 )
+from paperworks.papers._generation_report import evenly
 from paperworks.tokenizers.patch_vqvae import PatchVQVAE, Upsample
 from paperworks.training import TrainConfig, fit
 
@@ -47,8 +48,8 @@ class CodecConfig:
     encoder_blocks: int = 4
     decoder_blocks: int = 3
     base_channels: int = 32
-    vocab_size: int = 640
-    clean_codes: int = 512
+    vocab_size: int = 128
+    clean_codes: int = 96
     """of vocab_size: codes of complete patches; the others are for patches that a hole touches"""
     ema: float = 0.9
     """0.99 where training is long"""
@@ -118,11 +119,11 @@ class PUTConfig:
     codec_training: TrainConfig = field(default_factory=lambda: tokenizer_training(500, 32, 2e-3))
     transformer: TransformerConfig = TransformerConfig()
     transformer_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(780, 32, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99)
+        default_factory=lambda: TrainConfig(1100, 32, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99)
     )
     filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=10))
-    held_out: int = 100
-    """crops that are measured"""
+    held_out: int = 500
+    """images or crops that are measured"""
 
 
 # --- images and holes -------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def held_out(config: PUTConfig, data: str | None = None, count: int | None = Non
         cut = cut_crops(source, config.image_size, wanted, config.scales, seed=99)
         images = to_float(torch.stack([cut.read(index) for index in range(len(cut))]))
     else:
-        images = framed(source, config.image_size, wanted)
+        images = framed(evenly(source, wanted), config.image_size)
     size = (config.image_size, config.image_size)
     return images, draw_holes(range(len(images)), size, config.holes, seed=99)
 

@@ -1,4 +1,4 @@
-"""PUT's numbers and page: holes of held-out crops, and of a whole photo, filled several times."""
+"""PUT's numbers and page: holes of held-out crops or small images, and of a whole photo, filled several times."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from paperworks.papers._generation import open_test
 from paperworks.papers._generation_report import Judge, numbers_table, reconstruction_numbers, rounded, skipped_table
 from paperworks.papers._put_recipe import (
     PUTConfig,
+    are_large,
     build_transformer,
     held_out,
     load_codec,
@@ -36,6 +37,8 @@ from paperworks.tokenizers.patch_vqvae import PatchVQVAE
 COMPLETIONS = 3
 AVERAGED = 4
 """completions whose mean is compared with the mean colour: a single draw, however good, is twice as far from the truth"""
+FEW_DO = 100
+"""images for the numbers that need several completions of each"""
 SHOWN = 10
 PHOTO = 192
 """shorter side of the photo on the page"""
@@ -121,10 +124,10 @@ def codec_numbers(codec: PatchVQVAE, images: Tensor, holes: Tensor) -> dict[str,
 
 
 def evaluate(config: PUTConfig, run: Run, data: str | None = None) -> dict[str, Any]:
-    """All numbers of a run on held-out crops, or on crops of other photos."""
+    """All numbers of a run on held-out images or crops, or on other images."""
     codec, model = load_codec(run), load_transformer(run)
     images, holes = held_out(config, data)
-    numbers: dict[str, Any] = {"crops": len(images), "share of the hole": float(holes.float().mean())}
+    numbers: dict[str, Any] = {"held-out images": len(images), "share of the hole": float(holes.float().mean())}
     numbers |= codec_numbers(codec, images, holes)
     nats, right = token_numbers(model, codec, images, holes, config)
     numbers |= {
@@ -135,25 +138,17 @@ def evaluate(config: PUTConfig, run: Run, data: str | None = None) -> dict[str, 
     started = time.perf_counter()
     made = complete(model, codec, images, holes, 0, config.filling)
     seconds = time.perf_counter() - started
-    other = complete(model, codec, images, holes, 1, config.filling)
     torch.manual_seed(config.seed + 1)
     fresh = complete(build_transformer(config, codec).eval(), codec, images, holes, 0, config.filling)
-    likeliest = complete(model, codec, images, holes, 0, replace(config.filling, keep=1, keep_kind="count"))
-    outside = ~holes[:, None]
-    versions = [complete(model, codec, images, holes, 2 + number, config.filling) for number in range(AVERAGED)]
     numbers |= {
         "PSNR in the hole, one completion (dB)": hole_psnr(made, images, holes),
-        f"PSNR in the hole, mean of {AVERAGED} completions (dB)": hole_psnr(torch.stack(versions).mean(0), images, holes),
-        "PSNR in the hole, likeliest codes (dB)": hole_psnr(likeliest, images, holes),
         "PSNR in the hole, untrained transformer (dB)": hole_psnr(fresh, images, holes),
         "PSNR in the hole, mean of the known (dB)": hole_psnr(mean_filled(images, holes), images, holes),
-        "largest change of a known pixel": float(((made - images).abs() * outside).max()),
-        "mean difference of two completions in the hole": float(
-            ((made - other).abs() * ~outside).sum() / (images.shape[1] * holes.sum())
-        ),
-        "passes for a crop": fill_passes(model, codec, images[:1], holes[:1], config.filling),
-        "milliseconds for a crop": 1e3 * seconds / len(images),
+        "largest change of a known pixel": float(((made - images).abs() * ~holes[:, None]).max()),
+        "passes for an image": fill_passes(model, codec, images[:1], holes[:1], config.filling),
+        "milliseconds for an image": 1e3 * seconds / len(images),
     }
+    numbers |= more_completions(config, codec, model, images[:FEW_DO], holes[:FEW_DO], made[:FEW_DO])
     judge = Judge.of(config.data, run.stage_folder("judge"))
     if len(images) > 2:
         features = judge.features(images)
@@ -164,6 +159,20 @@ def evaluate(config: PUTConfig, run: Run, data: str | None = None) -> dict[str, 
         }.items():
             numbers[f"Frechet distance, {name}"] = frechet_distance(features, judge.features(candidates))
     return rounded(numbers)
+
+
+def more_completions(
+    config: PUTConfig, codec: PatchVQVAE, model: UnquantizedTransformer, images: Tensor, holes: Tensor, made: Tensor
+) -> dict[str, float]:
+    """What other draws than the one in `made` give."""
+    likeliest = complete(model, codec, images, holes, 0, replace(config.filling, keep=1, keep_kind="count"))
+    versions = [complete(model, codec, images, holes, 2 + number, config.filling) for number in range(AVERAGED)]
+    apart = (made - versions[0]).abs() * holes[:, None]
+    return {
+        f"PSNR in the hole, mean of {AVERAGED} completions (dB)": hole_psnr(torch.stack(versions).mean(0), images, holes),
+        "PSNR in the hole, likeliest codes (dB)": hole_psnr(likeliest, images, holes),
+        "mean difference of two completions in the hole": float(apart.sum() / (images.shape[1] * holes.sum())),
+    }
 
 
 def fill_passes(model: UnquantizedTransformer, codec: PatchVQVAE, images: Tensor, holes: Tensor, config: FillConfig) -> int:
@@ -178,8 +187,8 @@ def write_report(config: PUTConfig, run: Run) -> Mapping[str, Any]:
     codec, model = load_codec(run), load_transformer(run)
     millions, minutes = run.result("transformer")["parameters"] / 1e6, sum(run.seconds.values()) / 60
     page = Report(
-        "PUT: holes in photos, filled in several ways",
-        f"{run.result('codec')['photos']} training photos, a {millions:.1f} M transformer, {minutes:.1f} minutes",
+        "PUT: holes filled in several ways",
+        f"{run.result('codec')['photos']} training images, a {millions:.1f} M transformer, {minutes:.1f} minutes",
     )
     page.figures(
         {
@@ -187,8 +196,8 @@ def write_report(config: PUTConfig, run: Run) -> Mapping[str, Any]:
             "mean colour instead": f"{numbers['PSNR in the hole, mean of the known (dB)']:.1f} dB",
             "known pixels changed by": numbers["largest change of a known pixel"],
             "codes in use": f"{numbers['codes in use']:.0%}",
-            "passes": numbers["passes for a crop"],
-            "ms per crop": numbers["milliseconds for a crop"],
+            "passes": numbers["passes for an image"],
+            "ms per image": numbers["milliseconds for an image"],
         }
     )
     images, holes = held_out(config)
@@ -198,11 +207,12 @@ def write_report(config: PUTConfig, run: Run) -> Mapping[str, Any]:
     for number in range(COMPLETIONS):
         rows[f"completion {number + 1}"] = complete(model, codec, images, holes, 100 + number, config.filling)
     page.compare(
-        "Three completions of held-out crops",
+        "Three completions of held-out images",
         rows | {"truth": images},
-        caption=f"Not selected; from photos that were not trained on. {settings(config.filling)}",
+        caption=f"Not selected, not trained on. {settings(config.filling)}",
     )
-    _photo(page, config, codec, model)
+    if are_large(open_test(config.data, channels=config.channels), config.image_size):
+        _photo(page, config, codec, model)
     _passes(page, config, codec, model, images, holes)
     tokens = codec.encode(images)
     known = ~holes[:, None]
@@ -261,7 +271,7 @@ def _passes(
         name = "all" if per_pass == -1 else per_pass
         table.append([name, passes, f"{milliseconds:.1f}", f"{hole_psnr(made, images, holes):.2f}"])
     page.compare("Patches drawn in a pass", rows, caption="The surest patches of each pass are drawn; the others wait.")
-    page.table("Passes and time", ["patches a pass", "passes", "ms per crop", "PSNR in the hole (dB)"], table)
+    page.table("Passes and time", ["patches a pass", "passes", "ms per image", "PSNR in the hole (dB)"], table)
 
 
 def settings(config: FillConfig) -> str:

@@ -1,7 +1,7 @@
 """PUT (2205.05076, 2404.00513): holes filled from continuous features of what is known, patch by patch, in several ways.
 
-paperworks run put                                       crops of photos, minutes on two cores
-paperworks run put --data DIR                            your photos
+paperworks run put                                       digits with holes, minutes on two cores
+paperworks run put --data DIR                            your photos; "photos" are eleven embedded ones
 paperworks sample runs/put --image photo.png --mask hole.png --count 3
 """
 
@@ -75,12 +75,12 @@ paper = Paper(
 
 
 @paper.recipe("laptop")
-def laptop(data: str = "photos", image_size: Literal[32, 64] = 32, seed: int = 0) -> Recipe:
-    """Both stages on crops of photos in minutes on two cores.
+def laptop(data: str = "default", image_size: Literal[32, 64] = 32, seed: int = 0) -> Recipe:
+    """Both stages on small images, or on crops of photos, in minutes on two cores.
 
     Args:
-        data: a folder of photos, parquet, shards, or a name; the default is eleven embedded photos
-        image_size: of the crops; 64 has patches of 8 pixels instead of 4
+        data: a folder of images, parquet, shards, or a name: "default" are digits, "photos" eleven embedded photos
+        image_size: of images or crops; 64 has patches of 8 pixels instead of 4
         seed: of initial weights, data order and sampling
     """
     codec = CodecConfig(patch=image_size // 8)
