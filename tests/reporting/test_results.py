@@ -40,9 +40,9 @@ def test_the_page_shows_all_claims_with_spread_and_computed_verdict(folder):
     text = results.render({"tiny": CARD, "other": Card("other", "Other", 2020, "1", "dense", "", "S.", ())})
     rest = "at least 2.0. ours against theirs. |"
     assert f"| **c1** Is fast \\| very | direction | 5x | 3x (2.5 to 4, 3 seeds) | laptop | direction holds | {rest}" in text
-    assert "| **c2** Is large | cluster | - | - | - | not measured yet | |" in text
+    assert "| **c2** Is large | cluster | - | - | - | needs a cluster | |" in text
     assert f"| **extra** Further | exact | 4 n | 2.5 n (1 to 4, 3 seeds) | laptop | does not hold | {rest}" in text
-    assert "| tiny |  |  | c1 | extra | c2 |" in text and "| other |" not in text
+    assert "| tiny |  |  | c1 | extra |  | c2 |" in text and "| other |" not in text
     assert "other (0)" in text and "`paperworks check tiny`" in text
 
 

@@ -15,6 +15,8 @@ from paperworks.paper import Card, Claim, Measured, Run, Verdict, versions, writ
 from paperworks.reporting.cells import shown
 
 UNMEASURED = "not measured yet"
+CLUSTER = "needs a cluster"
+"""claims of that kind of which not even a direction was measured"""
 HELD = ("holds", "direction holds")
 
 
@@ -130,15 +132,18 @@ def render(cards: Mapping[str, Card], built: Any = None) -> str:
 
 def _overview(cards: Mapping[str, Card], parity: Mapping[str, Any]) -> list[str]:
     """A row per paper, its claims by id."""
-    lines = ["| paper | parity | run | claims that hold | that do not | not measured yet |", "|---|---|---|---|---|---|"]
+    lines = [f"| paper | parity | run | claims that hold | that do not | {UNMEASURED} | {CLUSTER} |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for slug, card in cards.items():
         stored, cases = load(slug), parity.get(slug, {})
         claims, run = stored.get("claims", {}), stored.get("run")
         hold = [id for id, record in claims.items() if record["verdict"] in HELD]
+        left = {text.id: text.kind for text in card.claims if text.id not in claims}
+        large = {id for id, kind in left.items() if kind == "cluster"}
         columns = (
             f"{sum(case['passed'] for case in cases.values())} of {len(cases)}" if cases else "",
             f"{sum(run['seconds'].values()) / 60:.1f} min" if run else "",
-            *map(_ids, (hold, set(claims).difference(hold), {text.id for text in card.claims}.difference(claims))),
+            *map(_ids, (hold, set(claims).difference(hold), set(left) - large, large)),
         )
         lines.append(f"| {slug} | {' | '.join(columns)} |")
     return lines
@@ -187,7 +192,7 @@ def _parity(cases: Mapping[str, Any]) -> str:
 def _row(id: str, statement: str, kind: str, paper_value: str, unit: str, record: dict[str, Any] | None) -> str:
     start = f"| **{id}** {_cell(statement)} | {kind} | {_cell(with_unit(paper_value, unit))} |"
     if record is None:
-        return f"{start} - | - | {UNMEASURED} | |"
+        return f"{start} - | - | {CLUSTER if kind == 'cluster' else UNMEASURED} | |"
     words = ". ".join(text.strip().rstrip(".") for text in (record["rule"], record["detail"]) if text.strip())
     return f"{start} {_cell(_here(record))} | {_cell(record['scale'])} | {record['verdict']} | {_cell(words)}. |"
 
