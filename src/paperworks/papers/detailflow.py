@@ -241,9 +241,10 @@ def laptop(data: str = "default", correction: bool = True, seed: int = 0) -> Rec
         flip=shows_photos(data),
         seed=seed,
         correction=0.3 if correction else 0.0,
-        quantize_from=0.5,
-        judge=JudgeConfig("pyramid", adversarial_weight=0.1, adversarial_start=0.85),
-        generator_training=TrainConfig(400, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
+        quantize_from=0.4,
+        judge=JudgeConfig("pyramid", adversarial_weight=0.2, adversarial_start=0.7),
+        tokenizer_training=tokenizer_training(650, 64, 1.5e-3),
+        generator_training=TrainConfig(370, 64, optimizers={"main": adamw(1.5e-3)}, clip=2.0, ema=0.99),
         sampling=SampleConfig(guidance=1.5, top_p=0.96),
     )
     return Recipe(config, KIT.stages)
