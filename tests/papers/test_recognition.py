@@ -116,3 +116,19 @@ def test_claims_that_train_go_on_where_they_stopped(tmp_path, monkeypatch):
         bench, {"a": [{"top1": 90.0, "milliseconds": 1}], "b": [{"top1": 88.0, "milliseconds": 1}]}, "a", "b", ""
     )
     assert found.value == 2.0 and list(found.per_seed) == [2.0]
+
+
+def test_features_are_compared_of_the_networks_that_were_trained(tmp_path, monkeypatch):
+    from paperworks.papers import t2t_vit
+
+    monkeypatch.setattr(t2t_vit, "STEPS", 2)
+    monkeypatch.setattr(t2t_vit, "MANY", 64)
+    monkeypatch.setattr(t2t_vit, "LOOKED_AT", 8)
+    bench = Bench(tmp_path, seeds=(0,), say=lambda _: None)
+    first = t2t_vit.redundancy(bench)
+    alike, dead = first.numbers["similarity"], first.numbers["dead"]
+    assert 0 < alike["deep and narrow"][0] < 1 and dead["shallow and wide"] == [0.0]
+    assert first.per_seed[0] == alike["deep and narrow"][0] / alike["shallow and wide"][0]
+    assert t2t_vit.redundancy(bench).per_seed == first.per_seed
+    claim = t2t_vit.paper.claims["c11"]
+    assert verdict(claim, first) == ("direction holds" if first.per_seed[0] < 1 else "direction does not hold")

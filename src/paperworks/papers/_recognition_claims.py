@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from paperworks.analysis.counting import count_macs, count_parameters
 from paperworks.analysis.timing import alternate
 from paperworks.data import ImageSource, Mix, Transformed, open_images
-from paperworks.data.transforms import train_shift
+from paperworks.data.transforms import to_float, train_shift
 from paperworks.objectives.classify import Classify, score
 from paperworks.paper import Bench, Measured, write_json
 from paperworks.papers._classification import DIGITS, _some, evaluation_transform, in_order
@@ -85,6 +85,12 @@ def test_images(bench: Bench, budget: Budget) -> ImageSource:
     return _some(open_images(bench.data, split="test", labels="required", channels=3), budget.test_images)
 
 
+def some_images(bench: Bench, budget: Budget, count: int) -> Tensor:
+    """Test images [count, 3, 32, 32] in [0, 1], evenly spread over the set."""
+    batches = in_order(_some(test_images(bench, budget), count), evaluation_transform(32, 1.0, "shift"))
+    return torch.cat([to_float(batch["image"]) for batch in batches])
+
+
 def trained(
     bench: Bench, name: str, seed: int, build: Build, budget: Budget, shifts: Mapping[str, Shift] | None = None
 ) -> dict[str, float]:
@@ -93,7 +99,18 @@ def trained(
     result = folder / "accuracy.json"
     if result.is_file():
         return json.loads(result.read_text())
-    source, test = training_images(bench, budget), test_images(bench, budget)
+    objective, milliseconds = fitted(bench, name, seed, build, budget)
+    test, classes = test_images(bench, budget), len(training_images(bench, budget).classes or ())
+    numbers = {"top1": _accuracy(objective, test, classes, None), "milliseconds": milliseconds}
+    numbers |= {kind: _accuracy(objective, test, classes, shift) for kind, shift in (shifts or {}).items()}
+    write_json(result, numbers)
+    bench.say(f"{name}, seed {seed}: " + ", ".join(f"{kind} {value:.4g}" for kind, value in numbers.items()))
+    return numbers
+
+
+def fitted(bench: Bench, name: str, seed: int, build: Build, budget: Budget) -> tuple[Classify, float]:
+    """The network in evaluation mode, trained or, where that was done before, read from its folder; milliseconds per step."""
+    source = training_images(bench, budget)
     assert source.classes is not None
     classes = len(source.classes)
     with torch.random.fork_rng(devices=[]):
@@ -101,13 +118,9 @@ def trained(
         objective = Classify(build(classes))
     data = Transformed(source, train_shift(32, pad=4, flip=bench.data not in DIGITS), seed=seed)
     mix = Mix(classes, mixup=0.0, cutmix=0.0, smoothing=budget.smoothing)
-    config = budget.config(len(source), seed)
-    fitted = fit(objective, data, config, folder, batch_transform=mix, label=f"{name}, seed {seed}")
-    numbers = {"top1": _accuracy(objective, test, classes, None), "milliseconds": 1e3 * fitted.seconds / fitted.step}
-    numbers |= {kind: _accuracy(objective, test, classes, shift) for kind, shift in (shifts or {}).items()}
-    write_json(result, numbers)
-    bench.say(f"{name}, seed {seed}: " + ", ".join(f"{kind} {value:.4g}" for kind, value in numbers.items()))
-    return numbers
+    config, folder = budget.config(len(source), seed), bench.folder / f"{name}-{seed}"
+    found = fit(objective, data, config, folder, batch_transform=mix, label=f"{name}, seed {seed}")
+    return objective, 1e3 * found.seconds / found.step
 
 
 def _accuracy(objective: Classify, test: ImageSource, classes: int, shift: Shift | None) -> float:

@@ -16,13 +16,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from paperworks.analysis.channel_redundancy import channel_redundancy
 from paperworks.backbones.registry import create
 from paperworks.backbones.t2t_vit import ENTRIES, DenseT2TViT, T2TViT
 from paperworks.backbones.tokens_to_token import SPLITS, HardSplit, TokensToToken, TokensType, soft_split, split_size
 from paperworks.paper import Bench, Measured, Recipe, at_most, equals
 from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig, entry_of
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
-from paperworks.papers._recognition_claims import Budget, Build, all_trained, giga_macs, lead, millions
+from paperworks.papers._recognition_claims import Budget, Build, all_trained, fitted, giga_macs, lead, millions, some_images
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 MILLIONS = {
@@ -253,13 +254,50 @@ def sample_efficiency(bench: Bench) -> Measured:
     return replace(measured, numbers={**measured.numbers, AHEAD_WITH_MANY: mean(gaps)})
 
 
+BACKBONES: dict[str, Build] = {"deep and narrow": _deep_narrow, "shallow and wide": _shallow_wide}
+LOOKED_AT = 200
+"""test images whose features are compared"""
+
+
 @paper.claim("c10", rule=_ahead, says="8 blocks of width 96 are more accurate than 2 blocks of width 192 on every seed")
 def deep_and_narrow(bench: Bench) -> Measured:
-    builds: dict[str, Build] = {"deep and narrow": _deep_narrow, "shallow and wide": _shallow_wide}
-    found = all_trained(bench, builds, _budget(MANY))
+    found = all_trained(bench, BACKBONES, _budget(MANY))
     scale = f"{MANY} images of {bench.data}, 32 pixels, {STEPS} steps of 64, {len(bench.seeds)} seeds"
     note = f"; parameters {_sizes(_deep_narrow, _shallow_wide)}"
     return lead(bench, found, "deep and narrow", "shallow and wide", scale, note=note)
+
+
+def _less_alike(measured: Measured) -> bool:
+    dead = measured.numbers["dead"]
+    return all(ratio < 1 for ratio in measured.per_seed) and mean(dead["deep and narrow"]) <= mean(dead["shallow and wide"])
+
+
+@paper.claim(
+    "c11",
+    rule=_less_alike,
+    says="channels of the deep and narrow network correlate less than the shallow and wide one's on every seed (mean over its "
+    "blocks), and no larger share of them is dead",
+)
+def redundancy(bench: Bench) -> Measured:
+    """The networks of c10, looked at on test images; the shallow and wide one stands for the plain ViT's shape."""
+    budget = _budget(MANY)
+    images = some_images(bench, budget, LOOKED_AT)
+    alike: dict[str, list[float]] = {name: [] for name in BACKBONES}
+    dead: dict[str, list[float]] = {name: [] for name in BACKBONES}
+    for seed in bench.seeds:
+        for name, build in BACKBONES.items():
+            objective, _ = fitted(bench, name, seed, build, budget)
+            assert isinstance(objective.model, T2TViT)
+            with torch.inference_mode():
+                maps = objective.model.forward_intermediates(objective.normalise(images), intermediates_only=True)
+            found = [channel_redundancy(each) for each in maps]
+            alike[name].append(mean(each.similarity for each in found))
+            dead[name].append(mean(each.dead for each in found))
+    ratios = [one / other for one, other in zip(*alike.values())]
+    words = ", ".join(f"{name} {mean(alike[name]):.3f} ({mean(dead[name]):.1%} dead)" for name in BACKBONES)
+    scale = f"{MANY} images of {bench.data}, 32 pixels, {STEPS} steps of 64, {len(bench.seeds)} seeds"
+    detail = f"mean absolute correlation of two channels: {words}"
+    return Measured(mean(ratios), scale, detail, ratios, list(bench.seeds), {"similarity": alike, "dead": dead}, unit="x")
 
 
 def _sizes(*builds: Build) -> str:
