@@ -212,3 +212,12 @@ def test_reconstruction_counts_every_code_and_batches_change_nothing():
 def test_some_images_from_everywhere():
     source = open_split("digits", "train", channels=1)
     assert 10 <= len(spread_over(source, 12)) <= 12
+
+
+@pytest.mark.parametrize(("side", "black"), [(32, False), (28, True)])
+def test_pictures_that_fill_the_frame_are_shifted_without_black_edges(side, black):
+    images = torch.randint(100, 256, (20, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    source = ImageSource.from_tensor(images, name="bright")
+    data = Transformed(source, framing(source, 32, random=True), seed=0)
+    lowest = min(int(data[index]["image"].min()) for index in range(20))
+    assert (lowest == 0) == black

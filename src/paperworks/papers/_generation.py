@@ -69,11 +69,13 @@ def skipped_images(source: ImageSource) -> list[list[str]]:
 
 
 def framing(source: ImageSource, size: int, *, random: bool, flip: bool = False, margin: float = 1.125) -> Drawn:
-    """Small pictures are shifted on a black margin; of larger ones the shorter side becomes size x margin (size itself without
-    randomness) and a square is cut. flip: mirror half of the random ones left to right."""
+    """Pictures smaller than `size` are shifted on a black margin, those of just that size on a mirrored one, or networks would
+    learn black edges; of larger ones the shorter side becomes size x margin (size itself without randomness) and a square is
+    cut. flip: mirror half of the random ones left to right."""
     height, width = source[0]["image"].shape[-2:]
     if max(height, width) <= size:
-        return train_shift(size, pad=2, flip=flip) if random else eval_shift(size)
+        fills = height == width == size
+        return train_shift(size, pad=2, flip=flip, mode="reflect" if fills else "constant") if random else eval_shift(size)
     return train_crop(size, margin=margin, flip=flip) if random else eval_crop(size, margin=1.0)
 
 
