@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paperworks.data import Transformed, open_images
+from paperworks.data import ImageSource, Transformed, open_images
 from paperworks.errors import InputError
 from paperworks.objectives.perceptual import PyramidLoss
 from paperworks.papers import _generation, _generation_report
