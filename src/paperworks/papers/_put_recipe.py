@@ -119,7 +119,7 @@ class PUTConfig:
     codec_training: TrainConfig = field(default_factory=lambda: tokenizer_training(500, 32, 2e-3))
     transformer: TransformerConfig = TransformerConfig()
     transformer_training: TrainConfig = field(
-        default_factory=lambda: TrainConfig(1100, 32, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99)
+        default_factory=lambda: TrainConfig(1400, 32, optimizers={"main": adamw(2e-3)}, clip=2.0, ema=0.99)
     )
     filling: FillConfig = field(default_factory=lambda: FillConfig(per_pass=4, keep=10))
     held_out: int = 500

@@ -201,7 +201,7 @@ def write_report(config: PUTConfig, run: Run) -> Mapping[str, Any]:
         }
     )
     images, holes = held_out(config)
-    chosen = slice(0, SHOWN)
+    chosen = torch.arange(min(SHOWN, len(images))) * len(images) // min(SHOWN, len(images))
     images, holes = images[chosen], holes[chosen]
     rows = {"with its hole": torch.where(holes[:, None], 0.5, images)}
     for number in range(COMPLETIONS):
