@@ -20,6 +20,7 @@ from paperworks.errors import InputError
 from paperworks.paper import Recipe, Run, Stage, first_process
 from paperworks.papers._recognition_claims import inference
 from paperworks.reporting import Report
+from paperworks.reporting.labels import label_points
 from paperworks.reporting.style import styled
 from paperworks.training import bf16_is_fast
 
@@ -167,14 +168,19 @@ def write_report(config: ParetoConfig, run: Run) -> Mapping[str, Any]:
 
 
 def picture(all_of_them: list[Candidate], points: Mapping[str, Point]) -> Any:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     with styled() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(5.6, 3.6))
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
         for family in dict.fromkeys(each.family for each in all_of_them):
             line = sorted((points[each.name] for each in all_of_them if each.family == family), key=lambda point: point.cost)
             axes.plot([p.cost for p in line], [100 * p.accuracy for p in line], marker="o", markersize=4, label=family)
-            for point in line:
-                place = (point.cost, 100 * point.accuracy)
-                axes.annotate(point.name.split()[0], place, xytext=(4, -8), textcoords="offset points", fontsize=7)
         axes.set(xlabel="ms for one image", ylabel="ImageNet top-1 printed (%)", xscale="log")
-        axes.legend()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend(loc="upper left")
+        axes.margins(x=0.12, y=0.08)
+        places = {each.name.replace(" @ ", "@"): each.name for each in all_of_them}
+        label_points(axes, {short: (points[name].cost, 100 * points[name].accuracy) for short, name in places.items()}, 7)
     return figure
