@@ -37,7 +37,7 @@ from paperworks.tokenizers.patch_vqvae import PatchVQVAE
 COMPLETIONS = 3
 AVERAGED = 4
 """completions whose mean is compared with the mean colour: a single draw, however good, is twice as far from the truth"""
-FEW_DO = 100
+REPEATED = 100
 """images for the numbers that need several completions of each"""
 SHOWN = 10
 PHOTO = 192
@@ -148,7 +148,7 @@ def evaluate(config: PUTConfig, run: Run, data: str | None = None) -> dict[str, 
         "passes for an image": fill_passes(model, codec, images[:1], holes[:1], config.filling),
         "milliseconds for an image": 1e3 * seconds / len(images),
     }
-    numbers |= more_completions(config, codec, model, images[:FEW_DO], holes[:FEW_DO], made[:FEW_DO])
+    numbers |= more_completions(config, codec, model, images[:REPEATED], holes[:REPEATED], made[:REPEATED])
     judge = Judge.of(config.data, run.stage_folder("judge"))
     if len(images) > 2:
         features = judge.features(images)
