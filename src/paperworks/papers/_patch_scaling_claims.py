@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from statistics import mean, median
@@ -23,6 +24,7 @@ from paperworks.papers._patch_scaling_curve import NETWORKS, CurveConfig, all_po
 CURVE = CurveConfig()
 PIXELS = 224
 PATCHES = (32, 16, 8)
+SIZES_PATCHES = (8, 4, 2)
 
 
 # --- counted ----------------------------------------------------------------------------------------------------------------
@@ -152,3 +154,34 @@ def falls(measured: Measured) -> bool:
 
 
 mamba_curve = partial(curve_of, kinds=("Adventurer",))
+
+
+def both_sizes(bench: Bench) -> Measured:
+    """Points of accuracy gained from patches of 8 to 2 by Adventurer, per seed, least over images of 16 and of 32 pixels."""
+    found = {}
+    for size in (16, 32):
+        config = CurveConfig(bench.data, size, SIZES_PATCHES, ("Adventurer",))
+        # what c1 trained at 16 pixels is not trained again
+        folder = bench.folder if size == CURVE.size else bench.folder / f"{size} pixels"
+        found[str(size)] = all_points(config, replace(bench, folder=folder))["Adventurer"]
+    means = {
+        size: {str(patch): {key: mean(run[key] for run in runs) for key in ("loss", "top1")} for patch, runs in row.items()}
+        for size, row in found.items()
+    }
+    large, small = SIZES_PATCHES[0], SIZES_PATCHES[-1]
+    gains = [min(row[small][n]["top1"] - row[large][n]["top1"] for row in found.values()) for n in range(len(bench.seeds))]
+    words = "; ".join(
+        f"{size} pixels: loss "
+        + ", ".join(f"p{patch} {each['loss']:.3f} ({each['top1']:.1f} %)" for patch, each in row.items())
+        for size, row in means.items()
+    )
+    scale = replace(CURVE, data=bench.data).words(bench.seeds).replace(f"{CURVE.size} pixels", "16 and 32 pixels")
+    numbers = {"means": means, "runs": {size: {str(patch): runs for patch, runs in row.items()} for size, row in found.items()}}
+    return Measured(
+        mean(gains), scale, f"{words}; points gained from p{large} to p{small}", gains, list(bench.seeds), numbers, "points"
+    )
+
+
+def falls_at_both(measured: Measured) -> bool:
+    """Means over seeds, at both sizes: the test loss falls from p8 to p4 to p2."""
+    return all(row["8"]["loss"] > row["4"]["loss"] > row["2"]["loss"] for row in measured.numbers["means"].values())

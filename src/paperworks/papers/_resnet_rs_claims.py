@@ -11,11 +11,11 @@ import torch
 from torchvision.transforms import v2
 
 from paperworks.data import Mix, Transformed
-from paperworks.data.transforms import NoisyRandAugment, train_shift
-from paperworks.objectives.classify import Classify
+from paperworks.data.transforms import NoisyRandAugment, eval_crop, eval_shift, train_crop, train_shift
+from paperworks.objectives.classify import Classify, score
 from paperworks.paper import Bench, write_json
-from paperworks.papers._classification import DIGITS
-from paperworks.papers._recognition_claims import Budget, Build, _accuracy, test_images, training_images
+from paperworks.papers._classification import DIGITS, in_order
+from paperworks.papers._recognition_claims import Budget, Build, test_images, training_images
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
 
 
@@ -30,6 +30,8 @@ class Training(Budget):
     ema: float | None = None
     magnitude: float = 0.0
     """of both RandAugment operations; 0 for none"""
+    size: int | None = None
+    """pixels that images are resized to and cut from; by default they are cut at 32 as they are"""
 
     def config(self, images: int, seed: int) -> TrainConfig:
         kind: Any = "step" if self.milestones else "cosine"
@@ -66,17 +68,20 @@ def _trained(bench: Bench, name: str, seed: int, build: Build, training: Trainin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = Classify(build(classes))
-    shift = train_shift(32, pad=4, flip=bench.data not in DIGITS)
-    transform: Any = shift
+    size, flip = training.size, bench.data not in DIGITS
+    cut = train_crop(size, flip=flip) if size else train_shift(32, pad=4, flip=flip)
+    transform: Any = cut
     if training.magnitude:
         augment = NoisyRandAugment(2, training.magnitude, deviation=0.0, probability=1.0)
-        transform = v2.Compose([augment, shift])
+        transform = v2.Compose([augment, cut])
     mix = Mix(classes, mixup=0.0, cutmix=0.0, smoothing=training.smoothing)
     config, data = training.config(len(source), seed), Transformed(source, transform, seed=seed)
     fitted = fit(objective, data, config, folder, batch_transform=mix, label=f"{name}, seed {seed}")
     averaged = fitted.averaged
     assert isinstance(averaged, Classify)
-    numbers = {"top1": _accuracy(averaged, test, classes, None), "milliseconds": 1e3 * fitted.seconds / fitted.step}
+    averaged.eval()
+    found = score(averaged.logits, in_order(test, eval_crop(size) if size else eval_shift(32)), classes)
+    numbers = {"top1": 100 * found.top1, "milliseconds": 1e3 * fitted.seconds / fitted.step}
     write_json(result, numbers)
     bench.say(f"{name}, seed {seed}: top-1 {numbers['top1']:.4g}")
     return numbers["top1"]

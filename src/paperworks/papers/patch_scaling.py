@@ -16,6 +16,7 @@ from paperworks.layers.mamba2 import Mamba2
 from paperworks.layers.ssd_scan import ssd_scan
 from paperworks.paper import Bench, Measured, Recipe, Stage
 from paperworks.papers import _patch_scaling_claims as measuring
+from paperworks.papers import _patch_scaling_dense as dense
 from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._patch_scaling_curve import NETWORKS, CurveConfig, measure, report
 from paperworks.papers._recognition import check_variant, imagenet_steps, recognition_paper, small_images, stages
@@ -146,9 +147,38 @@ def smaller_is_better(bench: Bench) -> Measured:
     return measuring.mamba_curve(bench)
 
 
+@paper.claim(
+    "c2",
+    rule=measuring.falls_at_both,
+    says="means over seeds, with images of 16 and of 32 pixels: the test loss falls from patches of 8 to 4 to 2",
+)
+def several_sizes(bench: Bench) -> Measured:
+    return measuring.both_sizes(bench)
+
+
 @paper.claim("c3", rule=measuring.falls, says=f"{FALLS}; for Adventurer and for ViT")
 def both_kinds(bench: Bench) -> Measured:
     return measuring.curve_of(bench)
+
+
+@paper.claim(
+    "c4",
+    rule=dense.rises,
+    says="means over seeds: with a linear decoder intersection over union rises from patches of 8 to 4 to 2",
+)
+def dense_too(bench: Bench) -> Measured:
+    return dense.smaller_patches(bench)
+
+
+def _shrinks(measured: Measured) -> bool:
+    return measured.value > 0
+
+
+@paper.claim(
+    "c5", rule=_shrinks, says="mean over seeds: a convolutional decoder leads a linear one by less with patches of 2 than of 8"
+)
+def decoder_matters_less(bench: Bench) -> Measured:
+    return dense.decoder_gaps(bench)
 
 
 @paper.claim(

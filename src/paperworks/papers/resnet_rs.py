@@ -29,6 +29,7 @@ from paperworks.paper import Bench, Measured, Recipe, at_least, at_most
 from paperworks.papers import _pseudo_labels as pseudo_labels
 from paperworks.papers import _resnet_rs_claims as training_methods
 from paperworks.papers import _resnet_rs_pareto as families
+from paperworks.papers import _resnet_rs_scaling as scaling
 from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
 from paperworks.papers._recognition import imagenet_steps, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import inference
@@ -184,6 +185,26 @@ def recipe_matters_more(bench: Bench) -> Measured:
     words = f"baseline {mean(base):.2f} %; recipe {mean(gained):+.2f}, architecture {mean(architecture):+.2f} points"
     numbers = {"baseline": base, "recipe": gained, "architecture": architecture}
     return Measured(mean(points), baseline.words(bench), words, points, list(bench.seeds), numbers, "points")
+
+
+def _ahead(measured: Measured) -> bool:
+    return measured.value > 0
+
+
+@paper.claim(
+    "c2", rule=_ahead, says="of equal operations, the deep network leads the wide one after a long training, mean of the seeds"
+)
+def depth_or_width(bench: Bench) -> Measured:
+    return scaling.depth_or_width(bench)
+
+
+@paper.claim(
+    "c3",
+    rule=scaling.below_compound,
+    says="of networks of equal operations the best, by the mean of the seeds, takes fewer pixels than the compound rule gives",
+)
+def slow_resolution(bench: Bench) -> Measured:
+    return scaling.resolutions(bench)
 
 
 @paper.claim(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -26,7 +26,8 @@ from paperworks.paper import Bench, Measured, Recipe, at_least, equals
 from paperworks.papers._classification import DIGITS, NetworkConfig
 from paperworks.papers._recognition import check_variant, classic_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import compared, inference, timing_table, timing_words
-from paperworks.papers._vovnet_detectors import STEPS, detector_losses
+from paperworks.papers._vovnet_detection_claims import against
+from paperworks.papers._vovnet_detectors import STEPS, Kind, detector_losses
 
 MILLIONS = {
     "vovnet27_slim": 3.526,
@@ -235,6 +236,22 @@ def faster(bench: Bench) -> Measured:
     return Measured(median(ratios["DenseNet-201"]), scale, detail, ratios["DenseNet-201"], list(bench.seeds), numbers)
 
 
+@paper.claim("c7", rule=at_least(-1), says="average precision within a point of a DenseNet's of equal parameters, or above it")
+def better_detector(bench: Bench) -> Measured:
+    return against(bench, "all", ("DenseNet",))
+
+
+def _ahead(measured: Measured) -> bool:
+    return measured.value > 0
+
+
+@paper.claim(
+    "c8", rule=_ahead, says="on small objects average precision above that of a DenseNet and of a ResNet, mean of seeds"
+)
+def small_objects(bench: Bench) -> Measured:
+    return against(bench, "small", ("DenseNet", "ResNet"))
+
+
 @paper.claim(
     "c9",
     rule=equals(4),
@@ -243,7 +260,7 @@ def faster(bench: Bench) -> Measured:
 def in_detectors(bench: Bench) -> Measured:
     learned = {}
     for name in ("vovnet27_slim", "vovnet57"):
-        for kind in ("one-stage", "two-stage"):
+        for kind in get_args(Kind):
             before, after = detector_losses(name, kind)
             learned[f"{name}, {kind}"] = (round(before, 3), round(after, 3))
             bench.say(f"  {name} in a {kind} detector: loss {before:.3f} to {after:.3f}")
