@@ -9,19 +9,21 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from torch import nn
 
 from paperworks.analysis.counting import count_macs, count_parameters
 from paperworks.analysis.detection import average_precision
 from paperworks.analysis.timing import alternate
 from paperworks.backbones.densenet import DenseNet
+from paperworks.backbones.detectors import Kind, make_detector
 from paperworks.backbones.protocol import Backbone
+from paperworks.backbones.registry import create
 from paperworks.backbones.resnet import ResNet
 from paperworks.backbones.vovnet import VoVNet
 from paperworks.data.loader import Loader
 from paperworks.data.scenes import SceneConfig, open_scenes
 from paperworks.objectives.detect import Detect
 from paperworks.paper import Bench, Measured, write_json
-from paperworks.papers._vovnet_detectors import make_detector
 from paperworks.training import OptimizerConfig, ScheduleConfig, TrainConfig, fit
 
 SCENES = SceneConfig(64, ((10, 14), (10, 14), (24, 30)), told_apart=False)
@@ -109,3 +111,30 @@ def _costs() -> dict[str, dict[str, float]]:
         }
         for name, body in bodies.items()
     }
+
+
+# --- both kinds of detectors on one batch -----------------------------------------------------------------------------
+
+STEPS_ON_A_BATCH = 20
+
+
+def losses_on_a_batch(name: str, kind: Kind) -> tuple[float, float]:
+    """Mean loss of the first two and of the last two steps; weights, images and samples come from a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = create(name, num_classes=0)
+        assert isinstance(body, Backbone)
+        detector = make_detector(body, kind, 3, 96, ((16,), (32,), (64,)), channels=64).train()
+        images = list(torch.randn(2, 3, 96, 96))
+        boxes = torch.tensor([[10.0, 10.0, 50.0, 50.0], [40.0, 30.0, 90.0, 80.0]])
+        targets = [{"boxes": boxes, "labels": torch.tensor([1, 2])} for _ in images]
+        optimizer = torch.optim.Adam(detector.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(STEPS_ON_A_BATCH):
+            loss = sum(detector(images, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return sum(losses[:2]) / 2, sum(losses[-2:]) / 2

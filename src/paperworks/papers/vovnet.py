@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paperworks.analysis.memory_traffic import ConvolutionTraffic, activation_traffic, convolution_traffic
 from paperworks.backbones.densenet import SIZES, DenseNet
+from paperworks.backbones.detectors import Kind, make_detector
 from paperworks.backbones.registry import create
 from paperworks.backbones.vovnet import ENTRIES, OneShotAggregation, VoVNet
 from paperworks.paper import Bench, Measured, Recipe, at_least, equals
 from paperworks.papers._classification import DIGITS, NetworkConfig
 from paperworks.papers._recognition import check_variant, classic_imagenet, recognition_paper, small_images, stages
 from paperworks.papers._recognition_claims import compared, inference, timing_table, timing_words
-from paperworks.papers._vovnet_detection_claims import against
-from paperworks.papers._vovnet_detectors import STEPS, Kind, detector_losses
+from paperworks.papers._vovnet_detection_claims import STEPS_ON_A_BATCH, against, losses_on_a_batch
 
 MILLIONS = {
     "vovnet27_slim": 3.526,
@@ -41,7 +41,9 @@ MILLIONS = {
     "ese_vovnet99b": 63.199,
 }
 
-paper = recognition_paper("vovnet", [OneShotAggregation, VoVNet, convolution_traffic], ENTRIES, MILLIONS, "vovnet39")
+paper = recognition_paper(
+    "vovnet", [OneShotAggregation, VoVNet, convolution_traffic, make_detector], ENTRIES, MILLIONS, "vovnet39"
+)
 
 SMALL: dict[str, Any] = {
     "stem_chs": [16, 16, 32],
@@ -261,10 +263,10 @@ def in_detectors(bench: Bench) -> Measured:
     learned = {}
     for name in ("vovnet27_slim", "vovnet57"):
         for kind in get_args(Kind):
-            before, after = detector_losses(name, kind)
+            before, after = losses_on_a_batch(name, kind)
             learned[f"{name}, {kind}"] = (round(before, 3), round(after, 3))
             bench.say(f"  {name} in a {kind} detector: loss {before:.3f} to {after:.3f}")
     works = sum(after <= 0.8 * before for before, after in learned.values())
     words = ", ".join(f"{name} {before:.2f} to {after:.2f}" for name, (before, after) in learned.items())
-    scale = f"torchvision's RetinaNet and Faster R-CNN, two images, {STEPS} steps"
+    scale = f"torchvision's RetinaNet and Faster R-CNN, two images, {STEPS_ON_A_BATCH} steps"
     return Measured(works, scale, f"loss {words}", numbers=learned)
