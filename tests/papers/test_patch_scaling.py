@@ -7,6 +7,7 @@ import pytest
 from paperworks.errors import InputError
 from paperworks.paper import Bench, Measured, Run
 from paperworks.papers import _patch_scaling_claims as claims
+from paperworks.papers import _patch_scaling_dense as dense
 from paperworks.papers._patch_scaling_curve import build, tokens
 from paperworks.papers.patch_scaling import paper
 
@@ -49,3 +50,38 @@ def test_rules():
     assert claims.linear_in_tokens(Measured(50176, "", numbers=good))
     assert not claims.linear_in_tokens(Measured(50176, "", numbers={**good, "time": 8.0}))
     assert tokens(224, 1) == 50176 and claims.attention_gib(50176) == pytest.approx(9.38, abs=0.01)
+
+
+def test_both_sizes_are_told_apart(tmp_path, monkeypatch):
+    folders = []
+
+    def points(config, bench):
+        folders.append(bench.folder.name)
+        return {"Adventurer": {p: [{"loss": p / config.size, "top1": 90.0 - p}] for p in config.patches}}
+
+    monkeypatch.setattr(claims, "all_points", points)
+    found = claims.both_sizes(Bench(tmp_path / "curve", (0,), "digits"))
+    assert folders == ["curve", "32 pixels"] and found.value == 6 and claims.falls_at_both(found)
+    found.numbers["means"]["32"]["4"]["loss"] = 1.0
+    assert not claims.falls_at_both(found)
+
+
+def test_dense_claims_compare_patches_and_decoders(tmp_path, monkeypatch):
+    table = {("linear", 8): 40.0, ("linear", 4): 50.0, ("linear", 2): 58.0}
+    table |= {("convolutional", 8): 55.0, ("convolutional", 4): 58.0, ("convolutional", 2): 60.0}
+    monkeypatch.setattr(dense, "_trained", lambda bench, kind, patch, seed: table[kind, patch])
+    bench = Bench(tmp_path, (0, 1), "digits")
+    rising, gaps = dense.smaller_patches(bench), dense.decoder_gaps(bench)
+    assert rising.value == 18 and dense.rises(rising)
+    assert gaps.value == 13 and gaps.per_seed == [13, 13]
+
+
+@pytest.mark.slow
+def test_a_dense_network_is_trained_once(tmp_path, monkeypatch):
+    for name, value in {"TRAIN": 8, "TEST": 4, "EPOCHS": 1, "BATCH": 4}.items():
+        monkeypatch.setattr(dense, name, value)
+    bench = Bench(tmp_path, (0,), "digits", say=lambda text: None)
+    first = dense._trained(bench, "convolutional", 8, 0)
+    assert 0 <= first <= 100
+    monkeypatch.setattr(dense, "fit", lambda *given, **named: pytest.fail("trained again"))
+    assert dense._trained(bench, "convolutional", 8, 0) == first

@@ -14,6 +14,7 @@ from paperworks.errors import InputError
 from paperworks.objectives.classify import Classify
 from paperworks.paper import Bench, Measured
 from paperworks.papers import _resnet_rs_claims as methods
+from paperworks.papers import _resnet_rs_scaling as scaling
 from paperworks.papers import resnet_rs
 from paperworks.papers._classification import build_network
 from paperworks.papers._resnet_rs_pareto import RESNET_RS
@@ -96,3 +97,33 @@ def test_the_recipe_must_gain_and_gain_more() -> None:
     assert rule(measured([0.5, 0.3], [0.1, 0.2]))
     assert not rule(measured([0.5, 0.2], [0.1, 0.2]))
     assert not rule(measured([0.5, -0.1], [0.1, -0.4]))
+
+
+def test_what_scaling_rules_compare_takes_equal_operations() -> None:
+    shapes = [scaling._macs(scaling._network(*shape, 10), 32) for shape in scaling.SHAPES.values()]
+    sizes = [scaling._macs(scaling._network((2, 2, 2, 2), c, 10), size) for size, c in scaling.RESOLUTIONS.items()]
+    for found in (shapes, sizes):
+        assert max(found) < 1.02 * min(found)
+
+
+def test_scaling_rules_name_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"deep, long": 3.0, "wide, long": 1.0, "16 pixels": 1.0, "20 pixels": 5.0, "24 pixels": 4.0}
+    monkeypatch.setattr(scaling, "top1", lambda bench, sides: {name: [points.get(name, 0.0)] * 2 for name in sides})
+    bench = Bench(tmp_path, (0, 1), "digits")
+    assert scaling.depth_or_width(bench).value == 2.0
+    best = scaling.resolutions(bench)
+    assert best.value == 20 and best.per_seed == [20, 20] and scaling.below_compound(best)
+
+
+def test_images_are_resized_where_a_size_is_given(tmp_path: Path) -> None:
+    seen = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.shape[-1])
+            return super().forward(x)
+
+    quick = replace(methods.BASELINE, images=40, test_images=20, epochs=1, batch=20, size=12)
+    bench = Bench(tmp_path, (0,), "digits")
+    methods.top1(bench, {"small": (lambda classes: Watching(nn.Flatten(), nn.Linear(3 * 12 * 12, classes)), quick)})
+    assert set(seen) == {12}
