@@ -70,6 +70,23 @@ def test_other_data_have_their_own_folder_and_are_not_stored(fake: Paper, capsys
     assert stored()["c1"]["scale"] == "default"
 
 
+def test_named_data_are_stored_beside_the_default_data(fake: Paper, capsys: Captured) -> None:
+    assert main(["check", "fake", "--only", "c2", "--data", "cifar10"]) == 0
+    assert "on the default data first" in capsys.readouterr().out and not stored()
+    main(["check", "fake", "--only", "c2"])
+    assert main(["check", "fake", "--only", "c2", "--data", "cifar10", "--seeds", "7", "8"]) == 0
+    assert "beside those of the default data" in capsys.readouterr().out
+    record = stored()["c2"]
+    beside = record[results.ELSEWHERE]["cifar10"]
+    assert record["per_seed"] == [4.0, 5.0, 6.0] and record["verdict"] == "direction does not hold"
+    assert beside["per_seed"] == [11.0, 12.0] and beside["verdict"] == "direction holds"
+    assert beside["command"] == "paperworks check fake --only c2 --seeds 7 8 --data cifar10"
+    main(["check", "fake", "--only", "c2"])
+    assert stored()["c2"][results.ELSEWHERE]["cifar10"] == beside
+    row = next(line for line in results.render({"fake": fake.card}).splitlines() if line.startswith("| **c2**"))
+    assert "cifar10: 11.5x (11 to 12, 2 seeds)" in row and "direction does not hold; cifar10: direction holds" in row
+
+
 def test_json_goes_alone_to_standard_output(fake: Paper, capsys: Captured) -> None:
     assert main(["check", "fake", "--json", "--only", "c2"]) == 0
     out, err = capsys.readouterr()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torchvision
 
-from paperworks.data import open_images
+from paperworks.data import cifar, open_images
 from paperworks.errors import InputError
 
 
@@ -45,6 +45,14 @@ def test_python_batches_are_read_only_when_they_are_the_published_ones(tmp_path:
     (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'echo unsafe'\ntR.")
     with pytest.raises(InputError, match="not the published ones"):
         open_images(tmp_path)
+
+
+def test_binary_batches_put_into_the_cache_need_no_download(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = binary / "home"
+    monkeypatch.setattr(cifar, "cache_folder", lambda: home)
+    (home / "cifar10").mkdir(parents=True)
+    (home / "cifar10" / "cifar-10-batches-bin").symlink_to(binary)
+    assert len(open_images("cifar10")) == 20
 
 
 def test_without_a_network_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from paperworks import papers
 from paperworks.cli import output, records
 from paperworks.cli.flags import Slug
+from paperworks.data.opening import NAMES
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Bench, Claim, Paper, verdict
 from paperworks.reporting import results
@@ -31,8 +32,9 @@ def check(
 ) -> int:
     """Measures a paper's claims and prints paper | here | verdict.
 
-    Each claim is stored in results/ as soon as it is measured (on the default data). Networks that a claim trains are kept
-    in runs/check/<paper> and used again; delete that folder to train them anew.
+    Each claim is stored in results/ as soon as it is measured: on the default data, and beside that on data that everybody
+    finds under the same name, such as cifar10. Networks that a claim trains are kept in runs/check/<paper> and used again;
+    delete that folder to train them anew.
 
     Args:
         slug: the paper
@@ -59,8 +61,9 @@ def check(
         output.as_json(rows)
     else:
         output.table({"id": "", "statement": "claim", "paper": "paper", "here": "here", "verdict": "verdict"}, rows)
-        if any("error" not in row for row in rows):
-            output.line("stored in results/" if data == "default" else "not stored: measured on data of your own")
+        measured = [str(row["id"]) for row in rows if "error" not in row]
+        if measured:
+            output.line(_where(slug, measured, data))
     return int(any("error" in row for row in rows))
 
 
@@ -75,9 +78,9 @@ def _measure(slug: str, claim: Claim, bench: Bench) -> dict[str, Any]:
         if not isinstance(error, InputError):
             traceback.print_exc()
         return {**row, "verdict": f"failed: {type(error).__name__}: {error}", "error": str(error)}
-    if bench.data == "default":
-        command = _command(slug, [text.id], bench.seeds, bench.data)
-        results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=time.monotonic() - started)
+    if _stored(slug, text.id, bench.data):
+        command, seconds = _command(slug, [text.id], bench.seeds, bench.data), time.monotonic() - started
+        results.store_claim(slug, claim, found, verdict(claim, found), command=command, seconds=seconds, data=bench.data)
         records.refresh_results_md()
     row |= {
         "here": output.seeds(found.value, found.per_seed, text.unit if found.unit is None else found.unit),
@@ -100,6 +103,20 @@ def _asked_for(paper: Paper, only: Sequence[str]) -> list[Claim]:
     if not measurable:
         raise InputError(f"no claim of {paper.slug} can be measured yet")
     return [paper.claims[id] for id in measurable if not only or id in only]
+
+
+def _stored(slug: str, id: str, data: str) -> bool:
+    """On data besides the default a result is stored beside that of the default data, once there is one."""
+    return data == "default" or (data in NAMES and id in results.load(slug).get("claims", {}))
+
+
+def _where(slug: str, ids: Sequence[str], data: str) -> str:
+    """What became of the results, in words."""
+    if all(_stored(slug, id, data) for id in ids):
+        return "stored in results/" + ("" if data == "default" else ", beside those of the default data")
+    if data in NAMES:
+        return "not stored: measure them on the default data first, to have something to stand beside"
+    return "not stored: measured on data of your own"
 
 
 def _folder(slug: str, data: str) -> Path:

@@ -35,11 +35,16 @@ def list_cifar(folder: Path, *, split: Split | None, channels: int) -> Listing:
 
 
 def download_cifar() -> Path:
-    """The folder of the python batches, downloaded on first use. Raises InputError without a network."""
+    """A folder of batches in the cache: the python ones, downloaded on first use, or binary ones that were put there.
+
+    Raises InputError without a network.
+    """
     from torchvision.datasets import CIFAR10
 
     root = cache_folder() / "cifar10"
-    folder = root / CIFAR10.base_folder
+    folder, binary = root / CIFAR10.base_folder, root / "cifar-10-batches-bin"
+    if holds_batches(binary):
+        return binary
     if not (folder / "test_batch").is_file():
         try:
             CIFAR10(root, download=True)

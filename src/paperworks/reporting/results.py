@@ -18,6 +18,8 @@ UNMEASURED = "not measured yet"
 CLUSTER = "needs a cluster"
 """claims of that kind of which not even a direction was measured"""
 HELD = ("holds", "direction holds")
+ELSEWHERE = "on other data"
+"""key of what a claim gave on named data besides the default, by name"""
 
 
 def results_folder() -> Path | None:
@@ -37,15 +39,20 @@ def load(slug: str) -> dict[str, Any]:
     return _read(f"{slug}.json")
 
 
-def store_claim(slug: str, claim: Claim, measured: Measured, verdict: Verdict, *, command: str, seconds: float) -> None:
-    """Add or replace one claim, leaving the others."""
+def store_claim(
+    slug: str,
+    claim: Claim,
+    measured: Measured,
+    verdict: Verdict,
+    *,
+    command: str,
+    seconds: float,
+    data: str = "default",
+) -> None:
+    """Add or replace one claim, leaving the others. What other named data gave stands beside what the default data gave."""
     text = claim.text
-    record = {
-        "statement": text.statement,
-        "paper_value": text.paper_value,
-        "unit": text.unit,
+    found = {
         "measured_in": text.unit if measured.unit is None else measured.unit,
-        "kind": text.kind,
         "value": measured.value,
         "per_seed": list(measured.per_seed),
         "seeds": list(measured.seeds),
@@ -60,7 +67,17 @@ def store_claim(slug: str, claim: Claim, measured: Measured, verdict: Verdict, *
         "seconds": round(seconds, 1),
         "measured_on": datetime.date.today().isoformat(),
     }
-    _update(slug, lambda stored: stored.setdefault("claims", {}).__setitem__(text.id, record))
+
+    def change(stored: dict[str, Any]) -> None:
+        record = stored.setdefault("claims", {}).setdefault(text.id, {})
+        if data != "default":
+            record.setdefault(ELSEWHERE, {})[data] = found
+            return
+        kept = {ELSEWHERE: record[ELSEWHERE]} if ELSEWHERE in record else {}
+        said = {"statement": text.statement, "paper_value": text.paper_value, "unit": text.unit, "kind": text.kind}
+        stored["claims"][text.id] = said | found | kept
+
+    _update(slug, change)
 
 
 def store_run(run: Run) -> None:
@@ -194,11 +211,18 @@ def _row(id: str, statement: str, kind: str, paper_value: str, unit: str, record
     if record is None:
         return f"{start} - | - | {CLUSTER if kind == 'cluster' else UNMEASURED} | |"
     words = ". ".join(text.strip().rstrip(".") for text in (record["rule"], record["detail"]) if text.strip())
-    return f"{start} {_cell(_here(record))} | {_cell(record['scale'])} | {record['verdict']} | {_cell(words)}. |"
+    here, scales, verdicts = [_here(record)], [record["scale"]], [record["verdict"]]
+    for name, other in record.get(ELSEWHERE, {}).items():
+        here.append(f"{name}: {_here(other)}")
+        scales.append(other["scale"])
+        verdicts.append(f"{name}: {other['verdict']}")
+        words = f"{words.rstrip('.')}. {name}: {other['detail'].strip().rstrip('.')}"
+    columns = ("; ".join(here), "; ".join(scales), "; ".join(verdicts), f"{words}.")
+    return f"{start} {' | '.join(map(_cell, columns))} |"
 
 
 def _here(record: Mapping[str, Any]) -> str:
-    value = with_unit(shown(record["value"]), record.get("measured_in", record["unit"]))
+    value = with_unit(shown(record["value"]), record["measured_in"] if "measured_in" in record else record["unit"])
     count = len(record["per_seed"])
     if not count:
         return value
