@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,6 +32,9 @@ from paperworks.reporting import Report
 from paperworks.reporting.labels import label_points
 from paperworks.reporting.style import styled
 from paperworks.training import read_metrics
+
+PACE = (6, 24)
+"""steps of the two short trainings that tell how many fit a budget"""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,7 @@ def _network_stage(slug: str, config: CompareNetworksConfig, run: Run) -> Mappin
 def train_network(config: CompareNetworksConfig, run: Run, slug: str) -> Mapping[str, Any]:
     """The paper's own laptop training with as many steps as fit the budget."""
     own, folder = _own(config, slug), run.stage_folder(slug)
-    short = replace(own, training=replace(own.training, steps=12, eval_every=None, checkpoint_every=10**9))
-    probe = Run.open(folder / "pace", slug=slug, recipe="pace", arguments={}, config=short, command="")
-    probe.execute(Recipe(short, (Stage("train", train),)), say=_quiet)
-    steps = max(20, round(12 * config.budget / probe.result("train")["seconds"]))
+    steps = max(20, round(config.budget / _seconds_a_step(own, folder / "pace", slug)))
     own = replace(own, training=replace(own.training, steps=steps, eval_every=max(1, steps // 4)))
     mine = Run.open(folder / "run", slug=slug, recipe="compare", arguments={}, config=own, command="paperworks compare")
     mine.execute(Recipe(own, (Stage("train", train), Stage("evaluate", evaluate))), say=_quiet)
@@ -104,6 +105,18 @@ def train_network(config: CompareNetworksConfig, run: Run, slug: str) -> Mapping
         "size": own.image_size,
         "source": stage["source"],
     } | _cost(mine, own)
+
+
+def _seconds_a_step(own: ClassifierConfig, folder: Path, slug: str) -> float:
+    """Of a few steps more than a few others, so that what only the first ones cost does not count."""
+    seconds = {}
+    for steps in PACE:
+        short = replace(own, training=replace(own.training, steps=steps, eval_every=None, checkpoint_every=10**9))
+        probe = Run.open(folder / f"{steps} steps", slug=slug, recipe="pace", arguments={}, config=short, command="")
+        probe.execute(Recipe(short, (Stage("train", train),)), say=_quiet)
+        seconds[steps] = probe.result("train")["seconds"]
+    few, many = PACE
+    return max(seconds[many] - seconds[few], seconds[many] / 10) / (many - few)
 
 
 def _cost(run: Run, config: ClassifierConfig) -> dict[str, float]:
