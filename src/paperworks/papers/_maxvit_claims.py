@@ -148,7 +148,8 @@ def blend(bench: Bench) -> Measured:
     builds: dict[str, Build] = {"block and grid": partial(network, ("block", "grid")), "attention only": attention_only}
     with torch.device("meta"):
         sizes = {name: count_parameters(build(10)) for name, build in builds.items()}
-    note = "; attention only has no MBConv; parameters " + ", ".join(f"{name} {count / 1e3:.0f} k" for name, count in sizes.items())
+    parameters = ", ".join(f"{name} {count / 1e3:.0f} k" for name, count in sizes.items())
+    note = f"; attention only has no MBConv; parameters {parameters}"
     found = all_trained(bench, builds, BUDGET)
     return lead(bench, found, "block and grid", "attention only", BUDGET.words(bench), note=note)
 
