@@ -225,7 +225,6 @@ def test_trained_claims_measure(tmp_path, monkeypatch):
         measured = paper.claims[id].measure(bench)
         assert -100 <= measured.value <= 100 and len(measured.per_seed) == 1 and measured.detail
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "MBConv and attention-0",
         "attention only-0",
         "block and grid-0",
         "block twice-0",

@@ -13,7 +13,6 @@ from typing import Any
 from paperworks import papers
 from paperworks.cli import output, records
 from paperworks.cli.flags import Slug
-from paperworks.data.opening import NAMES
 from paperworks.errors import InputError, nearest
 from paperworks.paper import Bench, Claim, Paper, verdict
 from paperworks.reporting import results
@@ -107,14 +106,21 @@ def _asked_for(paper: Paper, only: Sequence[str]) -> list[Claim]:
 
 def _stored(slug: str, id: str, data: str) -> bool:
     """On data besides the default a result is stored beside that of the default data, once there is one."""
-    return data == "default" or (data in NAMES and id in results.load(slug).get("claims", {}))
+    return data == "default" or (_has_a_name(data) and id in results.load(slug).get("claims", {}))
+
+
+def _has_a_name(data: str) -> bool:
+    """Whether everybody finds the same images under it."""
+    from paperworks.data.opening import NAMES  # late: it needs torch, which the command line's lists do not
+
+    return data in NAMES
 
 
 def _where(slug: str, ids: Sequence[str], data: str) -> str:
     """What became of the results, in words."""
     if all(_stored(slug, id, data) for id in ids):
         return "stored in results/" + ("" if data == "default" else ", beside those of the default data")
-    if data in NAMES:
+    if _has_a_name(data):
         return "not stored: measure them on the default data first, to have something to stand beside"
     return "not stored: measured on data of your own"
 
