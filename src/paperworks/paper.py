@@ -276,6 +276,11 @@ def at_most(threshold: float) -> Rule:
     return lambda m: all(value <= threshold for value in (m.per_seed or [m.value]))
 
 
+def value_above(threshold: float) -> Rule:
+    """The value, usually the mean of the seeds, is above the threshold."""
+    return lambda m: m.value > threshold
+
+
 def equals(expected: float, relative: float = 0.0, absolute: float = 0.0) -> Rule:
     return lambda m: all(abs(v - expected) <= max(absolute, relative * abs(expected)) for v in (m.per_seed or [m.value]))
 

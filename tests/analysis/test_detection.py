@@ -42,7 +42,8 @@ def test_a_wrong_class_is_wrong_and_classes_are_averaged():
 
 def test_nothing_found_and_nothing_there():
     empty = objects(scores=[])
-    assert average_precision([empty], [objects(SMALL)])["all"] == 0
+    nothing = average_precision([empty], [objects(SMALL)], AREAS)
+    assert nothing["all"] == nothing["small"] == 0 and math.isnan(nothing["large"])
     found = average_precision([objects(SMALL, scores=[0.5])], [objects(SMALL)], AREAS)
     assert math.isnan(found["large"])
 

@@ -36,8 +36,10 @@ def average_precision(
         known = COCO()
         known.dataset = _objects(truth)
         known.createIndex()
-        if not sum(len(each["boxes"]) for each in detections):
-            return {name: 0.0 for name in ranges}
+        if not sum(len(each["boxes"]) for each in detections):  # which pycocotools cannot read
+            sizes = [each["area"] for each in known.dataset["annotations"]]
+            there = {name: any(low <= size <= high for size in sizes) for name, (low, high) in ranges.items()}
+            return {name: 0.0 if some else float("nan") for name, some in there.items()}
         judge = COCOeval(known, known.loadRes(_detections(detections)), "bbox")
         judge.params.areaRng = [list(ends) for ends in ranges.values()]
         judge.params.areaRngLbl = list(ranges)

@@ -14,7 +14,7 @@ from paperworks.backbones.adventurer import ENTRIES, Adventurer
 from paperworks.errors import InputError
 from paperworks.layers.mamba2 import Mamba2
 from paperworks.layers.ssd_scan import ssd_scan
-from paperworks.paper import Bench, Measured, Recipe, Stage
+from paperworks.paper import Bench, Measured, Recipe, Stage, value_above
 from paperworks.papers import _patch_scaling_claims as measuring
 from paperworks.papers import _patch_scaling_dense as dense
 from paperworks.papers._classification import DIGITS, AugmentConfig, ClassifierConfig, NetworkConfig
@@ -170,12 +170,10 @@ def dense_too(bench: Bench) -> Measured:
     return dense.smaller_patches(bench)
 
 
-def _shrinks(measured: Measured) -> bool:
-    return measured.value > 0
-
-
 @paper.claim(
-    "c5", rule=_shrinks, says="mean over seeds: a convolutional decoder leads a linear one by less with patches of 2 than of 8"
+    "c5",
+    rule=value_above(0),
+    says="mean over seeds: a convolutional decoder leads a linear one by less with patches of 2 than of 8",
 )
 def decoder_matters_less(bench: Bench) -> Measured:
     return dense.decoder_gaps(bench)

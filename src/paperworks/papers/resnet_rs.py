@@ -25,7 +25,7 @@ from paperworks.backbones.resnet import ENTRIES as RESIDUAL
 from paperworks.backbones.resnet import RS, ResNet
 from paperworks.backbones.video import VideoResNet
 from paperworks.errors import InputError
-from paperworks.paper import Bench, Measured, Recipe, at_least, at_most
+from paperworks.paper import Bench, Measured, Recipe, at_least, at_most, value_above
 from paperworks.papers import _pseudo_labels as pseudo_labels
 from paperworks.papers import _resnet_rs_claims as training_methods
 from paperworks.papers import _resnet_rs_pareto as families
@@ -187,12 +187,10 @@ def recipe_matters_more(bench: Bench) -> Measured:
     return Measured(mean(points), baseline.words(bench), words, points, list(bench.seeds), numbers, "points")
 
 
-def _ahead(measured: Measured) -> bool:
-    return measured.value > 0
-
-
 @paper.claim(
-    "c2", rule=_ahead, says="of equal operations, the deep network leads the wide one after a long training, mean of the seeds"
+    "c2",
+    rule=value_above(0),
+    says="of equal operations, the deep network leads the wide one after a long training, mean of the seeds",
 )
 def depth_or_width(bench: Bench) -> Measured:
     return scaling.depth_or_width(bench)
